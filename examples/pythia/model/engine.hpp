@@ -1,0 +1,96 @@
+// What the commands ask of a loaded model, on the host or on a GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "examples/pythia/io/config.hpp"
+
+namespace pythia {
+
+enum class WeightType { fp16, int8 };      // fp16 stands for the 16-bit activation type
+enum class KvType { full, h2o };
+enum class ActivationType { fp16, bf16 };  // the host path computes in fp32 whatever this says
+enum class DeviceType { cpu, cuda };
+
+struct EngineOptions {
+  WeightType weights = WeightType::fp16;
+  KvType kv = KvType::full;
+  ActivationType activations = ActivationType::fp16;
+  DeviceType device = DeviceType::cuda;
+  int batch_size = 1;
+  int max_tokens = 2048;  ///< prompt + generated, the slots of a full cache
+  int sinks = 0;          ///< H2O budget, used when kv is h2o
+  int heavy = 252;
+  int recent = 252;
+};
+
+struct SamplingOptions {
+  float temperature = 0.0f;  ///< 0: greedy
+  int top_k = 0;             ///< 0: all
+  float top_p = 1.0f;        ///< 1: all
+  std::uint64_t seed = 0;
+  int vocab_limit = 0;  ///< ids at or above are never chosen; 0: the config's vocab_size
+};
+
+/// The answer to a teacher-forced pass over n tokens.
+struct Scores {
+  std::vector<float> nll;            ///< one per scored token, natural log
+  std::vector<std::int32_t> argmax;  ///< the most likely next token after each scored position
+  std::vector<float> last_logits;    ///< [vocab_size] after the last token
+};
+
+/// One sequence's H2O bookkeeping in one layer, for tests: slots in ascending position per head.
+struct CacheSnapshot {
+  std::vector<std::vector<std::int32_t>> positions;  ///< [heads][kept]
+  std::vector<std::vector<float>> scores;            ///< [heads][kept]
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  virtual const Config& config() const = 0;
+  virtual std::string device_name() const = 0;
+  /// Largest device memory in use so far, bytes; 0 on the host.
+  virtual std::size_t peak_device_bytes() const = 0;
+
+  /// Full causal attention over one window, whatever the KV mode. nll[i] is of ids[i + 1]; argmax has
+  /// ids.size() entries, one per position.
+  virtual Scores score(const std::vector<std::int32_t>& ids) = 0;
+
+  /// Prefills `prefill_len` tokens, then decodes the rest teacher-forced in this engine's KV mode.
+  /// Scores only the decoded tokens: nll has ids.size() - prefill_len entries, the first is that of
+  /// ids[prefill_len]. argmax matches it entry by entry.
+  virtual Scores score_decoded(const std::vector<std::int32_t>& ids, int prefill_len) = 0;
+
+  /// Prefills one prompt per sequence (as many as batch_size) and samples one token from each.
+  /// Returns these first tokens.
+  virtual std::vector<std::int32_t> start(const std::vector<std::vector<std::int32_t>>& prompts,
+                                          const SamplingOptions& sampling) = 0;
+
+  /// One decode step: returns the next token of each sequence.
+  virtual std::vector<std::int32_t> next() = 0;
+
+  /// `steps` decode steps without giving the tokens to the host in between; returns when the device
+  /// has finished. For measuring.
+  virtual void run(int steps) = 0;
+
+  virtual CacheSnapshot cache_snapshot(int sequence, int layer) const = 0;
+};
+
+/// Where the weights come from: a checkpoint directory (16/32-bit, or INT8 as `pythia quantize`
+/// writes it), or "random:NAME".
+struct ModelSource {
+  std::filesystem::path dir;
+  std::string random_name;  ///< non-empty: random weights of this size
+};
+
+/// Loads a model. Throws Error for bad input, a missing GPU, or too little memory (before loading).
+std::unique_ptr<Engine> make_engine(const ModelSource& source, const EngineOptions& options);
+
+}  // namespace pythia
