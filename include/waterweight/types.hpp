@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <waterweight/config.hpp>
 
@@ -16,6 +17,11 @@ struct matrix_view {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   std::int64_t ld = 0;
+
+  template <class U, std::enable_if_t<std::is_same_v<U, const T> && !std::is_const_v<T>, int> = 0>
+  constexpr operator matrix_view<U>() const {
+    return {data, rows, cols, ld};
+  }
 };
 
 /// W8A16 weights: W[n, k] = scale[n] * data[n * ld + k], symmetric, data in [-127, 127].
@@ -51,6 +57,11 @@ struct heads_view {
   std::int64_t batch_stride = 0;
   std::int64_t token_stride = 0;
   std::int64_t head_stride = 0;
+
+  template <class U, std::enable_if_t<std::is_same_v<U, const T> && !std::is_const_v<T>, int> = 0>
+  constexpr operator heads_view<U>() const {
+    return {data, batch, tokens, heads, head_dim, batch_stride, token_stride, head_stride};
+  }
 };
 
 /// Rotary position embedding of the first `dims` elements of each head, half-split (GPT-NeoX):

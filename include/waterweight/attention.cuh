@@ -1,0 +1,57 @@
+// Attention over a prompt (with the column sums H2O starts from) and over a slot cache.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <waterweight/detail/attention/launch.cuh>
+#include <waterweight/types.hpp>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+
+/// Turns x in place by its rotary angles: token t of sequence b sits at first_position[b] + t.
+/// T: __half or __nv_bfloat16. first_position: [batch] device memory, or null for 0.
+template <class T>
+[[nodiscard]] cudaError_t rotary_embed(heads_view<T> x, rotary_view rotary,
+                                       const std::int32_t* first_position,
+                                       cudaStream_t stream) noexcept;
+
+/// Causal attention of a prompt, scale 1/sqrt(head_dim), softmax in fp32, no N x N matrix.
+///
+/// q, out: [batch, tokens, heads, head_dim]; k, v: [batch, tokens, kv_heads, head_dim]; q and k
+/// already rotated; heads a multiple of kv_heads; head_dim 32, 64, 80, 96, 128 or 256; data and
+/// strides multiples of 16 bytes. out must not overlap the inputs.
+/// lengths: [batch] device memory, tokens of each sequence (<= tokens), or null: all are full.
+/// Rows at or beyond a sequence's length are written as zeros in `out` and 0 in the others.
+/// lse: [batch, heads, tokens] fp32 natural log-sum-exp of the scaled scores; null to skip (then
+/// column_sums must be null too).
+/// column_sums: [batch, kv_heads, tokens] fp32: for each key the softmax mass it received from all
+/// queries of its head group; null to skip. H2O's initial scores.
+/// Cost: 2*head_dim*tokens^2 FLOP per head, half as much again for column sums; O(tokens) memory.
+/// Deterministic (one owner per output). After FlashAttention-2 (Dao 2023) and H2O (2023).
+template <class T>
+[[nodiscard]] cudaError_t h2o_prefill_attention(
+    const device_info& device, detail::type_identity_t<heads_view<const T>> q,
+    detail::type_identity_t<heads_view<const T>> k, detail::type_identity_t<heads_view<const T>> v,
+    const std::int32_t* lengths, heads_view<T> out, float* lse, float* column_sums,
+    cudaStream_t stream) noexcept;
+
+/// One decode step of one layer: rotate q and k_new at position step[b], append (k, v) to
+/// free_slot, attend over the live slots, add the softmax mass each slot received to its score, and
+/// evict one slot per KV head when the cache became full.
+///
+/// q, out: [batch, 1, heads, head_dim]; k_new, v_new: [batch, 1, kv_heads, head_dim], not yet
+/// rotated; cache and state as in types.hpp; budget.capacity() must equal cache.capacity unless
+/// state.score is null (then the budget is ignored). step and length are read, not changed: call
+/// h2o_advance once per token after the last layer.
+/// Evicted: lowest score among slots that are neither sinks nor among the last `recent` positions
+/// (position > step - recent), lowest position on a tie; a NaN score counts as lowest.
+/// Cost: reads length * 2 * head_dim * sizeof(T) per KV head. Deterministic.
+/// Errors: cudaErrorInvalidValue as everywhere; else the launch's own code.
+template <class T>
+[[nodiscard]] cudaError_t h2o_decode_attention(
+    const device_info& device, detail::type_identity_t<heads_view<const T>> q,
+    detail::type_identity_t<heads_view<const T>> k_new,
+    detail::type_identity_t<heads_view<const T>> v_new, rotary_view rotary, kv_cache_view<T> cache,
+    h2o_state_view state, h2o_budget budget, heads_view<T> out, cudaStream_t stream) noexcept;
+
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,39 @@
+// Y = epilogue(X W^T) with INT8 (w8a16_gemm) or 16-bit (w16a16_gemm) weights.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <waterweight/detail/gemm/launch.cuh>
+#include <waterweight/device/epilogue.cuh>
+#include <waterweight/types.hpp>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+
+/// Y[m, n] = epilogue(scale[n] * sum_k X[m, k] * Wq[n, k], m, n), summed in fp32.
+///
+/// X: __half or __nv_bfloat16 (possibly const). Out: the same type or float.
+/// x: [M, K], y: [M, N], w: [N, K] INT8 and scale[N]; all row-major, any leading dimension >= the
+/// row, any M, N, K >= 1 (unaligned rows take a slower path). y must not overlap x or w.
+/// Epilogue: a functor as in device/epilogue.cuh.
+/// ws: at least w8a16_gemm_workspace_bytes(M, N, K, device).
+/// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 128 rows of X.
+/// Deterministic: the order of the sum over K depends on the shape and the device alone.
+/// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, an index product
+/// over 2^31 rows or columns, short workspace), nothing launched; else the launch's own code.
+template <class X, class Out, class Epilogue>
+[[nodiscard]] cudaError_t w8a16_gemm(const device_info& device, matrix_view<X> x,
+                                     int8_weight_view w, matrix_view<Out> y, Epilogue epilogue,
+                                     workspace ws, cudaStream_t stream) noexcept;
+
+/// The same with weights of X's own type: w is [N, K].
+template <class X, class Out, class Epilogue>
+[[nodiscard]] cudaError_t w16a16_gemm(const device_info& device, matrix_view<X> x,
+                                      matrix_view<const std::remove_const_t<X>> w,
+                                      matrix_view<Out> y, Epilogue epilogue, workspace ws,
+                                      cudaStream_t stream) noexcept;
+
+/// Workspace that any call with m <= M, n <= N, k <= K needs on this device. Serves both functions.
+std::size_t w8a16_gemm_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k,
+                                       const device_info& device) noexcept;
+
+WATERWEIGHT_ARCH_NAMESPACE_END
