@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by tests/run.sh and examples/pythia/demo.sh: finds what a build needs, installs what is
 # missing, and says what kind of build this machine can make.
 
