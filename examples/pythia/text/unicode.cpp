@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <vector>
 
 #include "examples/pythia/text/utf8.hpp"
@@ -48,6 +49,22 @@ void order_marks(std::vector<utf8proc_int32_t>& codes) {
   }
 }
 
+// utf8proc takes this vowel, one before the first trailing consonant, for an empty trailing
+// consonant and loses it after a Hangul syllable. It composes with nothing before it, so text is
+// cut there.
+constexpr utf8proc_int32_t never_composes = 0x11A7;
+
+// Composes `count` ordered code points in place and appends them as UTF-8.
+void append_composed(utf8proc_int32_t* codes, std::ptrdiff_t count, std::string& text) {
+  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+  const auto length = utf8proc_normalize_utf32(codes, count, options);
+  for (std::ptrdiff_t i = 0; i < length; ++i) {
+    std::array<utf8proc_uint8_t, 4> bytes;
+    const auto size = utf8proc_encode_char(codes[i], bytes.data());
+    text.append(reinterpret_cast<const char*>(bytes.data()), static_cast<std::size_t>(size));
+  }
+}
+
 }  // namespace
 
 CharClass char_class(char32_t code) {
@@ -85,15 +102,12 @@ std::string nfc(std::string_view text) {
     codes.insert(codes.end(), parts.begin(), parts.begin() + count);
   }
   order_marks(codes);
-  const auto length =
-      utf8proc_normalize_utf32(codes.data(), static_cast<long>(codes.size()),
-                               static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
   std::string normalized;
   normalized.reserve(text.size());
-  for (long i = 0; i < length; ++i) {
-    std::array<utf8proc_uint8_t, 4> bytes;
-    const auto count = utf8proc_encode_char(codes[static_cast<std::size_t>(i)], bytes.data());
-    normalized.append(reinterpret_cast<const char*>(bytes.data()), static_cast<std::size_t>(count));
+  for (auto begin = codes.begin(); begin != codes.end();) {
+    const auto end = std::find(begin + 1, codes.end(), never_composes);
+    append_composed(&*begin, end - begin, normalized);
+    begin = end;
   }
   return normalized;
 }
