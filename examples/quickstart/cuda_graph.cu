@@ -28,6 +28,8 @@ int main() {
   const auto token = [&](const device_buffer<__half>& buffer) {
     return ww::heads_view<__half>{buffer.get(), 1, 1, heads, head_dim, row, row, head_dim};
   };
+  const std::size_t scratch_bytes = ww::h2o_decode_workspace_bytes(1, heads, slots, head_dim);
+  device_buffer<std::byte> scratch(scratch_bytes);
 
   ww::device_info device;
   check(ww::query_device(&device, 0));
@@ -36,7 +38,8 @@ int main() {
   cudaGraph_t graph;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   check(ww::h2o_decode_attention(device, token(q), token(k), token(v), ww::rotary_view{}, cache,
-                                 state, budget, token(out), stream));
+                                 state, budget, token(out), {scratch.get(), scratch_bytes},
+                                 stream));
   check(ww::h2o_advance(state, 1, slots, stream));
   check(cudaStreamEndCapture(stream, &graph));
 

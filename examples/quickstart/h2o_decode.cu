@@ -31,6 +31,8 @@ int main() {
     return ww::heads_view<__half>{
         buffer.get() + first * row, 1, count, heads, head_dim, count * row, row, head_dim};
   };
+  const std::size_t scratch_bytes = ww::h2o_decode_workspace_bytes(1, heads, slots, head_dim);
+  device_buffer<std::byte> scratch(scratch_bytes);
 
   // Prefill: attention over the whole prompt, which also says how much attention each key received.
   ww::device_info device;
@@ -45,7 +47,7 @@ int main() {
   for (int i = 0; i < steps; ++i) {
     check(ww::h2o_decode_attention(device, tokens(q, i, 1), tokens(k, i, 1), tokens(v, i, 1),
                                    ww::rotary_view{}, cache, state, budget, tokens(out, i, 1),
-                                   nullptr));
+                                   {scratch.get(), scratch_bytes}, nullptr));
     check(ww::h2o_advance(state, 1, slots, nullptr));
   }
 
