@@ -26,10 +26,15 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-/// Runs `work` on `stream` between two events; the seconds between them.
+/// Keeps the stream busy for some 40 us.
+void hold(cudaStream_t stream);
+
+/// Runs `work` on `stream` between two events; the seconds between them. The stream is held first,
+/// so that the host has enqueued the work before its time begins.
 template <class Work>
 double time_once(cudaStream_t stream, const Work& work) {
   const Event begin, end;
+  hold(stream);
   check(cudaEventRecord(begin, stream), "recording an event");
   work();
   check(cudaEventRecord(end, stream), "recording an event");
@@ -86,10 +91,10 @@ class Chain {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-/// A chain over a rotation of `copies` buffers that runs long enough (0.4 ms) for the start of a
+/// A chain over a rotation of `copies` buffers that runs long enough (0.6 ms) for the start of a
 /// graph and the resolution of events not to show: whole rounds of the rotation.
 inline Chain rotating_chain(cudaStream_t stream, int copies, const Chain::Launch& launch) {
-  constexpr double kSeconds = 4e-4;
+  constexpr double kSeconds = 6e-4;
   Chain once(stream, copies, launch);
   once.replay();
   const double round = once.replay() * copies;

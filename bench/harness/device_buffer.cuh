@@ -41,9 +41,11 @@ class DeviceBuffer {
   void upload(const std::vector<T>& host) {
     check(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice),
           "uploading");
+    // The copy from pageable memory may still be under way, and other streams do not wait for it.
+    check(cudaDeviceSynchronize(), "uploading");
   }
   /// All bits set, a NaN in every floating type: what a kernel forgets to write shows.
-  void poison(cudaStream_t stream) {
+  void poison(cudaStream_t stream) const {
     check(cudaMemsetAsync(data_, 0xFF, bytes(), stream), "poisoning a buffer");
   }
 

@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(32, 1)
   for (std::int64_t chunk = blockIdx.x; chunk < chunks + std::int64_t{stages} * gridDim.x;
        chunk += gridDim.x) {
     // A stage is free for its next chunk once the one of the lap before has arrived in it.
-    const bool used = chunk - std::int64_t{stages} * gridDim.x < chunks;
-    if (lap > 0 && used) wait(&full[stage], (lap - 1) & 1);
+    if (lap > 0) wait(&full[stage], (lap - 1) & 1);
     if (chunk < chunks) {
       request(ring + stage * kStageBytes, data + chunk * kStageBytes, &full[stage]);
     }
