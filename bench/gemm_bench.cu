@@ -79,7 +79,7 @@ double compare(benchmark::State& state, const Session& session, WeightKind kind,
     bench::report(state, time, work, session.roofs.read(), session.roofs.matrix);
     state.counters["weight_bytes_per_s"] = weight_bytes / time.median;
   };
-  if (!bench::Cublas::kAvailable) {
+  if (!bench::Cublas::available()) {
     finish(bench::measure({&ours})[0]);
     return 0;
   }
@@ -149,7 +149,7 @@ int main(int argc, char** argv) {
   return bench::run(argc, argv, [&](Session& session) {
     add_series<__half>(session, ratios);
     add_series<__nv_bfloat16>(session, ratios);
-    if (!bench::Cublas::kAvailable) return;
+    if (!bench::Cublas::available()) return;
     for (const char* type : {"w8a16/fp16", "w8a16/bf16", "w16a16/fp16", "w16a16/bf16"}) {
       for (const int m : kTokens) {
         const std::string series = std::string(type) + "/M:" + std::to_string(m);

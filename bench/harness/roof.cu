@@ -169,7 +169,7 @@ Roofs measure_roofs(const waterweight::device_info& device, Cublas& cublas, cuda
                           cudaMemcpyDeviceToDevice, stream),
           "the copy roof");
   });
-  if (Cublas::kAvailable) roofs.matrix = matrix_roof(cublas, stream);
+  if (Cublas::available()) roofs.matrix = matrix_roof(cublas, stream);
   return roofs;
 }
 

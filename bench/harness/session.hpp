@@ -20,7 +20,7 @@ namespace bench {
 struct Session {
   waterweight::device_info device;
   cudaStream_t stream = nullptr;
-  Cublas* cublas = nullptr;  ///< never null; see Cublas::kAvailable
+  Cublas* cublas = nullptr;  ///< never null; see Cublas::available()
   Roofs roofs;
 };
 
