@@ -24,6 +24,7 @@ struct EngineOptions {
   DeviceType device = DeviceType::cuda;
   int batch_size = 1;
   int max_tokens = 2048;  ///< prompt + generated, the slots of a full cache
+  int max_prompt = 0;     ///< longest prompt or fully scored window; 0: max_tokens
   int sinks = 0;          ///< H2O budget, used when kv is h2o
   int heavy = 252;
   int recent = 252;
