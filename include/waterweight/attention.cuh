@@ -13,7 +13,9 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 template <class T>
 [[nodiscard]] cudaError_t rotary_embed(heads_view<T> x, rotary_view rotary,
                                        const std::int32_t* first_position,
-                                       cudaStream_t stream) noexcept;
+                                       cudaStream_t stream) noexcept {
+  return detail::launch_rotary(x, rotary, first_position, stream);
+}
 
 /// Causal attention of a prompt, scale 1/sqrt(head_dim), softmax in fp32, no N x N matrix.
 ///
@@ -29,11 +31,15 @@ template <class T>
 /// Cost: 2*head_dim*tokens^2 FLOP per head, half as much again for column sums; O(tokens) memory.
 /// Deterministic (one owner per output). After FlashAttention-2 (Dao 2023) and H2O (2023).
 template <class T>
-[[nodiscard]] cudaError_t h2o_prefill_attention(
-    const device_info& device, detail::type_identity_t<heads_view<const T>> q,
-    detail::type_identity_t<heads_view<const T>> k, detail::type_identity_t<heads_view<const T>> v,
-    const std::int32_t* lengths, heads_view<T> out, float* lse, float* column_sums,
-    cudaStream_t stream) noexcept;
+[[nodiscard]] cudaError_t h2o_prefill_attention(const device_info& device,
+                                                detail::type_identity_t<heads_view<const T>> q,
+                                                detail::type_identity_t<heads_view<const T>> k,
+                                                detail::type_identity_t<heads_view<const T>> v,
+                                                const std::int32_t* lengths, heads_view<T> out,
+                                                float* lse, float* column_sums,
+                                                cudaStream_t stream) noexcept {
+  return detail::launch_prefill<T>(device, q, k, v, lengths, out, lse, column_sums, stream);
+}
 
 /// One decode step of one layer: rotate q and k_new at position step[b], append (k, v) to
 /// free_slot, attend over the live slots, add the softmax mass each slot received to its score, and
@@ -48,10 +54,15 @@ template <class T>
 /// Cost: reads length * 2 * head_dim * sizeof(T) per KV head. Deterministic.
 /// Errors: cudaErrorInvalidValue as everywhere; else the launch's own code.
 template <class T>
-[[nodiscard]] cudaError_t h2o_decode_attention(
-    const device_info& device, detail::type_identity_t<heads_view<const T>> q,
-    detail::type_identity_t<heads_view<const T>> k_new,
-    detail::type_identity_t<heads_view<const T>> v_new, rotary_view rotary, kv_cache_view<T> cache,
-    h2o_state_view state, h2o_budget budget, heads_view<T> out, cudaStream_t stream) noexcept;
+[[nodiscard]] cudaError_t h2o_decode_attention(const device_info& device,
+                                               detail::type_identity_t<heads_view<const T>> q,
+                                               detail::type_identity_t<heads_view<const T>> k_new,
+                                               detail::type_identity_t<heads_view<const T>> v_new,
+                                               rotary_view rotary, kv_cache_view<T> cache,
+                                               h2o_state_view state, h2o_budget budget,
+                                               heads_view<T> out, cudaStream_t stream) noexcept {
+  return detail::launch_decode<T>(device, q, k_new, v_new, rotary, cache, state, budget, out,
+                                  stream);
+}
 
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -16,18 +16,22 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 /// zeros (whatever is computed from it is NaN, never plausible) and is reported in `bad_rows`.
 /// bad_rows: device memory, one int the caller has set to 0; afterwards the number of rows with a
 /// non-finite element is added to it.
-/// Cost: reads N*K*sizeof(T) once (rows of up to 16 Ki elements; twice above) and writes N*K bytes.
+/// Cost: reads N*K*sizeof(T) from memory (each row again, from cache) and writes N*K bytes.
 /// Deterministic. Matches reference::quantize_per_channel bit for bit.
 /// Errors: cudaErrorInvalidValue (null pointer, size < 1, ld < K, differing shapes), nothing
 /// launched; otherwise the launch's own code.
 template <class T>
 [[nodiscard]] cudaError_t quantize_per_channel(matrix_view<T> w, mutable_int8_weight_view q,
-                                               int* bad_rows, cudaStream_t stream) noexcept;
+                                               int* bad_rows, cudaStream_t stream) noexcept {
+  return detail::launch_quantize<std::remove_const_t<T>>(w, q, bad_rows, stream);
+}
 
 /// w[n, k] = round_to_T(scale[n] * q[n, k]). T: float, __half or __nv_bfloat16.
 /// Cost: reads N*K bytes, writes N*K*sizeof(T). Errors as above.
 template <class T>
 [[nodiscard]] cudaError_t dequantize(int8_weight_view q, matrix_view<T> w,
-                                     cudaStream_t stream) noexcept;
+                                     cudaStream_t stream) noexcept {
+  return detail::launch_dequantize<T>(q, w, stream);
+}
 
 WATERWEIGHT_ARCH_NAMESPACE_END

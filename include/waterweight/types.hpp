@@ -102,7 +102,7 @@ struct h2o_budget {
   int recent = 0;  ///< the last tokens, never evicted
 
   /// Slots per head: the budget and one for the incoming token.
-  constexpr int capacity() const { return sinks + heavy + recent + 1; }
+  WATERWEIGHT_HOST_DEVICE constexpr int capacity() const { return sinks + heavy + recent + 1; }
 };
 
 /// Scratch device memory lent by the caller: zeroed before its first use, left zero by every call.

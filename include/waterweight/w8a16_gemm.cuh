@@ -18,22 +18,35 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 /// ws: at least w8a16_gemm_workspace_bytes(M, N, K, device).
 /// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 128 rows of X.
 /// Deterministic: the order of the sum over K depends on the shape and the device alone.
-/// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, an index product
-/// over 2^31 rows or columns, short workspace), nothing launched; else the launch's own code.
+/// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, sizes
+/// or leading dimensions of 2^31 or more, short workspace), nothing launched; else the launch's own
+/// code.
 template <class X, class Out, class Epilogue>
 [[nodiscard]] cudaError_t w8a16_gemm(const device_info& device, matrix_view<X> x,
                                      int8_weight_view w, matrix_view<Out> y, Epilogue epilogue,
-                                     workspace ws, cudaStream_t stream) noexcept;
+                                     workspace ws, cudaStream_t stream) noexcept {
+  if (!detail::valid_weights(w) || !detail::valid_workspace(ws, 0)) return cudaErrorInvalidValue;
+  const detail::weight_operand<std::int8_t> operand{w.data, w.scale, static_cast<int>(w.rows),
+                                                    static_cast<int>(w.cols), w.ld};
+  return detail::gemm(device, x, operand, y, epilogue, stream);
+}
 
 /// The same with weights of X's own type: w is [N, K].
 template <class X, class Out, class Epilogue>
 [[nodiscard]] cudaError_t w16a16_gemm(const device_info& device, matrix_view<X> x,
                                       matrix_view<const std::remove_const_t<X>> w,
                                       matrix_view<Out> y, Epilogue epilogue, workspace ws,
-                                      cudaStream_t stream) noexcept;
+                                      cudaStream_t stream) noexcept {
+  if (!detail::valid_matrix(w) || !detail::valid_workspace(ws, 0)) return cudaErrorInvalidValue;
+  const detail::weight_operand<std::remove_const_t<X>> operand{
+      w.data, nullptr, static_cast<int>(w.rows), static_cast<int>(w.cols), w.ld};
+  return detail::gemm(device, x, operand, y, epilogue, stream);
+}
 
 /// Workspace that any call with m <= M, n <= N, k <= K needs on this device. Serves both functions.
-std::size_t w8a16_gemm_workspace_bytes(std::int64_t m, std::int64_t n, std::int64_t k,
-                                       const device_info& device) noexcept;
+constexpr std::size_t w8a16_gemm_workspace_bytes(std::int64_t, std::int64_t, std::int64_t,
+                                                 const device_info&) noexcept {
+  return 0;  // every kernel reduces inside a block
+}
 
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -20,16 +20,16 @@ struct Tensor {
   std::string name;
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
-  const std::byte* data = nullptr;  ///< row-major; may be unaligned; lives as long as the Checkpoint
+  const std::byte* data = nullptr;  ///< row-major; unaligned; lives as long as the Checkpoint
   std::size_t bytes = 0;
   std::filesystem::path file;  ///< for messages
 };
 
 class Checkpoint {
  public:
-  /// Opens DIR/model.safetensors, or the shards DIR/model.safetensors.index.json names. Every header
-  /// is checked (length, JSON, offsets in range and disjoint, bytes = shape x dtype) before this
-  /// returns; throws Error otherwise.
+  /// Opens DIR/model.safetensors, or the shards DIR/model.safetensors.index.json names. Every
+  /// header is checked (length, JSON, offsets in range and disjoint, bytes = shape x dtype) before
+  /// this returns; throws Error otherwise.
   static Checkpoint open(const std::filesystem::path& dir);
 
   Checkpoint(Checkpoint&&) noexcept;
@@ -51,7 +51,10 @@ class Checkpoint {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:
-  Checkpoint();
+  explicit Checkpoint(std::filesystem::path dir);
+  void add_file(const std::filesystem::path& file);
+
+  std::filesystem::path dir_;
   std::vector<std::unique_ptr<MappedFile>> files_;
   std::map<std::string, Tensor, std::less<>> tensors_;
   std::map<std::string, std::string> metadata_;

@@ -1,4 +1,5 @@
-// config.json of a GPT-NeoX model, as Hugging Face transformers writes it (old and new rotary keys).
+// config.json of a GPT-NeoX model, as Hugging Face transformers writes it (old and new rotary
+// keys).
 #pragma once
 
 #include <filesystem>
@@ -15,12 +16,12 @@ struct Config {
   int num_heads = 0;
   int intermediate_size = 0;
   int max_position = 0;  ///< the context the model was trained for
-  int rotary_dims = 0;   ///< int(head_dim * rotary_pct)
+  int rotary_dims = 0;   ///< int(head_dim * rotary_pct), even
   double rotary_base = 10000.0;
   double layer_norm_eps = 1e-5;
   bool parallel_residual = true;
   Activation activation = Activation::gelu_erf;
-  int eos_token_id = 0;
+  int eos_token_id = 0;  ///< the first where the file lists several, -1 where it names none
 
   int head_dim() const { return hidden_size / num_heads; }
 };

@@ -7,7 +7,8 @@
 
 namespace pythia {
 
-/// `what()` is one line that names the file, the field or tensor, what was expected, what was found.
+/// `what()` is one line that names the file, the field or tensor, what was expected, what was
+/// found.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

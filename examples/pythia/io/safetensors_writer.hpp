@@ -21,7 +21,8 @@ struct TensorSpec {
 };
 
 /// Construct with all specs (the header is written first), then write() each tensor's bytes in that
-/// order, then finish(). Throws Error on any I/O failure, naming the file. finish() flushes to disk.
+/// order, then finish(). Throws Error on any I/O failure, naming the file. finish() flushes to
+/// disk.
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const std::filesystem::path& file, std::vector<TensorSpec> specs,

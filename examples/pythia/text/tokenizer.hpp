@@ -1,5 +1,5 @@
-// The GPT-NeoX tokenizer from a Hugging Face tokenizer.json: NFC, added tokens, the GPT-2 byte-level
-// pre-tokenizer and BPE merges.
+// The GPT-NeoX tokenizer from a Hugging Face tokenizer.json: NFC, added tokens, the GPT-2
+// byte-level pre-tokenizer and BPE merges.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds the decoder and lets the bundled model write a little.
+# BUILD_DIR names the build directory (default: build in the repository). Arguments go to
+# `pythia generate`, for example: --prompt "The sea" --mode int8 --max-new-tokens 50
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../tests/setup.sh"
+
+install_missing cmake ninja-build g++ nlohmann-json3-dev libcli11-dev libutf8proc-dev
+require_cmake
+report_machine "the decoder computes on the CPU"
+
+# A directory that tests/run.sh configured keeps its tests; a fresh one is for the decoder alone.
+options=()
+[[ -e "$build_dir/CMakeCache.txt" ]] ||
+  options=(-DWATERWEIGHT_BUILD_TESTS=OFF -DWATERWEIGHT_BUILD_BENCH=OFF)
+cmake -S "$repository_root" -B "$build_dir" --log-level=WARNING \
+  -DWATERWEIGHT_BUILD_EXAMPLES=ON "${options[@]}"
+cmake --build "$build_dir" --target pythia
+
+# Whether option $1 is among the arguments after it.
+given() {
+  local option="$1" argument
+  for argument in "${@:2}"; do
+    [[ "$argument" == "$option" || "$argument" == "$option="* ]] && return 0
+  done
+  return 1
+}
+defaults=()
+given --model "$@" || given --model_path "$@" ||
+  defaults+=(--model "$repository_root/examples/pythia/models/tiny-neox")
+given --prompt "$@" || defaults+=(--prompt "It was a bright morning, and")
+echo
+exec "$build_dir/examples/pythia/pythia" generate "${defaults[@]}" "$@"

@@ -1,0 +1,52 @@
+// INT8 to 16-bit, four values at a time, exactly: every |q| <= 127 is representable in both types.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include <waterweight/config.hpp>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+/// The bytes of `four` (q0 lowest) as pairs (q0, q1) and (q2, q3) of T.
+template <class T>
+__device__ __forceinline__ void dequantize_four(std::uint32_t four, std::uint32_t& pair01,
+                                                std::uint32_t& pair23);
+
+// u = q + 128 is an unsigned byte, and the half with bits 0x64uu is exactly 1024 + u: one byte
+// permute places two of them, one subtraction of 1152 = 1024 + 128 gives both q. 5 instructions.
+template <>
+__device__ __forceinline__ void dequantize_four<__half>(std::uint32_t four, std::uint32_t& pair01,
+                                                        std::uint32_t& pair23) {
+  const std::uint32_t u = four ^ 0x80808080u;
+  const std::uint32_t magic01 = __byte_perm(u, 0x64646464u, 0x4140);
+  const std::uint32_t magic23 = __byte_perm(u, 0x64646464u, 0x4342);
+  constexpr std::uint32_t k1152 = 0x64806480u;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(pair01) : "r"(magic01), "r"(k1152));
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(pair23) : "r"(magic23), "r"(k1152));
+}
+
+// bf16 has 7 mantissa bits, one too few for the byte: split q into its low 7 bits and its sign bit.
+// a = 128 + (q & 127) and c = 128 for q >= 0, 256 for q < 0 are both exact, and q = a - c.
+// The difference is an fma because sm_80 has no bf16 subtraction of its own.
+__device__ __forceinline__ std::uint32_t dequantize_pair_bf16(std::uint32_t bytes) {
+  const std::uint32_t a = (bytes & 0x007f007fu) | 0x43004300u;
+  const std::uint32_t c = (bytes & 0x00800080u) ^ 0x43004300u;
+  std::uint32_t pair;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(c), "r"(0xbf80bf80u), "r"(a));
+  return pair;
+}
+
+template <>
+__device__ __forceinline__ void dequantize_four<__nv_bfloat16>(std::uint32_t four,
+                                                               std::uint32_t& pair01,
+                                                               std::uint32_t& pair23) {
+  pair01 = dequantize_pair_bf16(__byte_perm(four, 0, 0x4140));
+  pair23 = dequantize_pair_bf16(__byte_perm(four, 0, 0x4342));
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

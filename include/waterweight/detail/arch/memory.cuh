@@ -1,0 +1,41 @@
+// Loads that say how they will be used, and asynchronous copies to shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include <waterweight/config.hpp>
+#include <waterweight/detail/arch/mma.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+/// 16 bytes that are read once and never written while the kernel runs: weights. They stay out of
+/// L1, where they would only push the activations out.
+__device__ __forceinline__ uint4 load_streaming(const void* pointer) {
+  uint4 value;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "l"(pointer));
+  return value;
+}
+
+/// Starts a copy of 16 bytes of which the first `source_bytes` (0 to 16) come from global memory
+/// and the rest are zeros. Both addresses 16-byte aligned; with 0 the source is not touched.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, int source_bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(source_bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// Waits until at most `Pending` of this thread's committed groups are still under way.
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,102 @@
+// Host side of attention.cuh: checks and launches.
+#pragma once
+
+#include <cmath>
+
+#include <waterweight/detail/attention/column_sum_kernel.cuh>
+#include <waterweight/detail/attention/decode_kernel.cuh>
+#include <waterweight/detail/attention/prefill_kernel.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+template <class T>
+cudaError_t launch_rotary(const heads_view<T>& x, const rotary_view& rotary,
+                          const std::int32_t* first_position, cudaStream_t stream) {
+  static_assert(is_activation_v<T>, "rotary_embed takes __half or __nv_bfloat16");
+  if (!valid_heads(x) || !valid_rotary(rotary, x.head_dim) || x.tokens > 65535) {
+    return cudaErrorInvalidValue;
+  }
+  if (rotary.dims == 0) return cudaSuccess;
+  const std::int64_t pairs = std::int64_t{rotary.dims / 2} * x.heads;
+  const dim3 grid(static_cast<unsigned>(ceil_div(pairs, kRotaryThreads)),
+                  static_cast<unsigned>(x.tokens), static_cast<unsigned>(x.batch));
+  return launch(rotary_kernel<T>, grid, kRotaryThreads, 0, stream, x, rotary, first_position);
+}
+
+template <class T>
+cudaError_t launch_prefill(const device_info& device, const heads_view<const T>& q,
+                           const heads_view<const T>& k, const heads_view<const T>& v,
+                           const std::int32_t* lengths, const heads_view<T>& out, float* lse,
+                           float* column_sums, cudaStream_t stream) {
+  static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
+  const bool valid = device.sm_count > 0 && valid_heads(q) && valid_heads(k) && valid_heads(v) &&
+                     valid_heads(out) && same_tokens(q, k) && same_tokens(q, v) &&
+                     same_tokens(q, out) && k.heads == v.heads && q.heads == out.heads &&
+                     q.heads % k.heads == 0 && (column_sums == nullptr || lse != nullptr);
+  if (!valid) return cudaErrorInvalidValue;
+  const float scale_log2 = kLog2E / std::sqrt(static_cast<float>(q.head_dim));
+  return dispatch_head_dim(q.head_dim, [&](auto dim) {
+    constexpr int kHeadDim = decltype(dim)::value;
+    const dim3 grid(static_cast<unsigned>(ceil_div(q.tokens, kQueryTile)),
+                    static_cast<unsigned>(q.heads), static_cast<unsigned>(q.batch));
+    const cudaError_t status =
+        launch(prefill_kernel<T, kHeadDim>, grid, kPrefillThreads, kPrefillSharedBytes<kHeadDim>,
+               stream, q, k, v, lengths, out, lse, scale_log2);
+    if (status != cudaSuccess || column_sums == nullptr) return status;
+    const dim3 column_grid(static_cast<unsigned>(ceil_div(q.tokens, kColumnKeyTile)),
+                           static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch));
+    return launch(column_sum_kernel<T, kHeadDim>, column_grid, kPrefillThreads,
+                  kColumnSharedBytes<kHeadDim>, stream, q, k, lengths, lse, column_sums,
+                  scale_log2);
+  });
+}
+
+template <class T>
+bool valid_cache(const kv_cache_view<T>& cache) {
+  return is_aligned(cache.k, 16) && is_aligned(cache.v, 16) && cache.k != nullptr &&
+         cache.v != nullptr && cache.batch >= 1 && cache.batch <= 65535 && cache.kv_heads >= 1 &&
+         cache.capacity >= 1 &&
+         std::int64_t{cache.capacity} * cache.head_dim <= std::numeric_limits<std::int32_t>::max();
+}
+
+inline bool valid_state(const h2o_state_view& state) {
+  return state.position != nullptr && state.free_slot != nullptr && state.step != nullptr &&
+         state.length != nullptr;
+}
+
+inline bool valid_budget(const h2o_budget& budget, int capacity) {
+  constexpr int kMax = std::numeric_limits<std::int32_t>::max() / 4;
+  return budget.sinks >= 0 && budget.heavy >= 0 && budget.recent >= 0 && budget.sinks <= kMax &&
+         budget.heavy <= kMax && budget.recent <= kMax && budget.capacity() == capacity;
+}
+
+template <class T>
+cudaError_t launch_decode(const device_info& device, const heads_view<const T>& q,
+                          const heads_view<const T>& k_new, const heads_view<const T>& v_new,
+                          const rotary_view& rotary, const kv_cache_view<T>& cache,
+                          const h2o_state_view& state, const h2o_budget& budget,
+                          const heads_view<T>& out, cudaStream_t stream) {
+  static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
+  const bool valid =
+      valid_heads(q) && valid_heads(k_new) && valid_heads(v_new) && valid_heads(out) &&
+      q.tokens == 1 && same_tokens(q, k_new) && same_tokens(q, v_new) && same_tokens(q, out) &&
+      q.heads == out.heads && k_new.heads == v_new.heads && q.heads % k_new.heads == 0 &&
+      valid_rotary(rotary, q.head_dim) && valid_cache(cache) && cache.batch == q.batch &&
+      cache.kv_heads == k_new.heads && cache.head_dim == q.head_dim && valid_state(state) &&
+      (state.score == nullptr || valid_budget(budget, cache.capacity));
+  if (!valid) return cudaErrorInvalidValue;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(q.head_dim));
+  return dispatch_head_dim(q.head_dim, [&](auto dim) {
+    constexpr int kHeadDim = decltype(dim)::value;
+    const std::size_t shared = h2o_decode_shared_bytes<kHeadDim, kDecodeThreads>(cache.capacity);
+    if (shared > static_cast<std::size_t>(device.max_shared_bytes)) return cudaErrorInvalidValue;
+    return launch(decode_kernel<T, kHeadDim>,
+                  dim3(static_cast<unsigned>(cache.kv_heads), static_cast<unsigned>(q.batch)),
+                  kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, budget,
+                  out, scale);
+  });
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,68 @@
+// Host side of w8a16_gemm and w16a16_gemm: checks, the choice of a kernel, the launch.
+#pragma once
+
+#include <waterweight/detail/gemm/gemv_kernel.cuh>
+#include <waterweight/detail/gemm/policy.cuh>
+#include <waterweight/detail/gemm/tiled_kernel.cuh>
+#include <waterweight/detail/launch.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+template <class T, class Element, class Out, class Epilogue>
+struct gemm_launcher {
+  matrix_view<const T> x;
+  weight_operand<Element> w;
+  matrix_view<Out> y;
+  Epilogue epilogue;
+  cudaStream_t stream;
+
+  template <int NTiles>
+  cudaError_t gemv() const {
+    return launch(gemv_kernel<T, Element, Out, Epilogue, NTiles>,
+                  dim3(static_cast<unsigned>(ceil_div(w.rows, 16))), kGemvPolicy.threads(), 0,
+                  stream, plain_prologue<T>{x.data, x.ld}, w, y.data, y.ld,
+                  static_cast<int>(x.rows), epilogue);
+  }
+
+  template <bool Large, bool Aligned>
+  cudaError_t tiled() const {
+    constexpr tiled_gemm_policy P = Large ? kLargeTile : kSmallTile;
+    const dim3 grid(static_cast<unsigned>(ceil_div(x.rows, P.block_m)),
+                    static_cast<unsigned>(ceil_div(w.rows, P.block_n)));
+    return launch(tiled_gemm_kernel<T, Element, Out, Epilogue, Large, Aligned>, grid, P.threads(),
+                  tiled_gemm_shared_bytes<T, Element>(P), stream, x.data, x.ld, w, y.data, y.ld,
+                  static_cast<int>(x.rows), epilogue);
+  }
+
+  cudaError_t run(const device_info& device) const {
+    const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
+                          x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
+    const gemm_kind kind =
+        default_gemm_selector{}(device, x.rows, w.rows, copyable && w.cols % 16 == 0);
+    if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
+    // Unaligned rows are rare: one tile shape serves them all.
+    if (!copyable) return tiled<false, false>();
+    return kind == gemm_kind::large_tile ? tiled<true, true>() : tiled<false, true>();
+  }
+};
+
+/// Common to both weight types; the caller has checked its own weights.
+template <class X, class Element, class Out, class Epilogue>
+cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
+                 const weight_operand<Element>& w, const matrix_view<Out>& y,
+                 const Epilogue& epilogue, cudaStream_t stream) {
+  using T = std::remove_const_t<X>;
+  static_assert(is_activation_v<T>, "X must be __half or __nv_bfloat16");
+  static_assert(std::is_same_v<Out, T> || std::is_same_v<Out, float>,
+                "Y must be of X's type or float");
+  // 65535 is the grid's limit in y, in blocks of at least 64 rows of W.
+  const bool valid = valid_matrix(x) && valid_matrix(y) && device.sm_count > 0 &&
+                     x.cols == w.cols && y.rows == x.rows && y.cols == w.rows &&
+                     w.rows <= std::int64_t{65535} * 64;
+  if (!valid) return cudaErrorInvalidValue;
+  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, stream}.run(device);
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,168 @@
+// After prefill: which tokens stay, and the copy of their keys and values into the slots.
+#pragma once
+
+#include <cstdint>
+
+#include <waterweight/detail/attention/common.cuh>
+#include <waterweight/device/reduce.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+inline constexpr int kSelectThreads = 512;
+
+/// Ranks `flag` among the block's threads in thread order; `total` is how many are set.
+/// `scratch`: Threads / 32 ints.
+template <int Threads>
+__device__ __forceinline__ int block_rank(bool flag, int* scratch, int& total) {
+  const unsigned ballot = __ballot_sync(0xffffffffu, flag);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  __syncthreads();  // scratch may still be read by the previous call
+  if (lane == 0) scratch[warp] = __popc(ballot);
+  __syncthreads();
+  int before = 0;
+  total = 0;
+#pragma unroll
+  for (int w = 0; w < Threads / 32; ++w) {
+    before += w < warp ? scratch[w] : 0;
+    total += scratch[w];
+  }
+  return before + __popc(ballot & ((1u << lane) - 1));
+}
+
+/// The `keep`-th largest ordered score of candidates [begin, end), found byte by byte from the top
+/// (a radix select over 256-bin histograms), and how many of those equal to it are among the
+/// `keep`.
+struct select_threshold {
+  std::uint32_t key;
+  int equal_kept;
+  int equal_total;
+};
+
+__device__ inline select_threshold find_threshold(const float* scores, int begin, int end, int keep,
+                                                  int* histogram) {
+  __shared__ std::uint32_t shared_digit;
+  __shared__ int shared_above, shared_count;
+  std::uint32_t prefix = 0;
+  int wanted = keep, count = 0;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int i = threadIdx.x; i < 256; i += kSelectThreads) histogram[i] = 0;
+    __syncthreads();
+    for (int i = begin + threadIdx.x; i < end; i += kSelectThreads) {
+      const std::uint32_t key = ordered_score(scores[i]);
+      const bool in_prefix = shift == 24 || key >> (shift + 8) == prefix >> (shift + 8);
+      if (in_prefix) atomicAdd(&histogram[key >> shift & 255], 1);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      int above = 0, digit = 255;
+      while (digit > 0 && above + histogram[digit] < wanted) above += histogram[digit--];
+      shared_digit = static_cast<std::uint32_t>(digit);
+      shared_above = above;
+      shared_count = histogram[digit];
+    }
+    __syncthreads();
+    prefix |= shared_digit << shift;
+    wanted -= shared_above;
+    count = shared_count;
+    __syncthreads();
+  }
+  return {prefix, wanted, count};
+}
+
+/// One block per (KV head, sequence): writes the kept tokens' positions into the slots in ascending
+/// order, their scores beside them, and empties the rest.
+/// A template only so that no header defines a plain kernel twice.
+template <int Threads>
+__global__ void __launch_bounds__(Threads)
+    select_kernel(const float* column_sums, const std::int32_t* lengths, int tokens, int capacity,
+                  h2o_state_view state, h2o_budget budget) {
+  static_assert(Threads == kSelectThreads, "find_threshold strides by kSelectThreads");
+  __shared__ int histogram[256];
+  __shared__ int scratch[Threads / 32];
+  const int kv_head = blockIdx.x, sequence = blockIdx.y;
+  const std::int64_t row = std::int64_t{sequence} * gridDim.x + kv_head;
+  const float* scores = column_sums == nullptr ? nullptr : column_sums + row * tokens;
+  std::int32_t* position = state.position + row * capacity;
+  float* score = state.score == nullptr ? nullptr : state.score + row * capacity;
+  const int length = sequence_length(lengths, sequence, tokens);
+
+  // Candidates: neither sinks nor recent. Without a cut every token is kept.
+  const bool cut = state.score != nullptr && length > capacity - 1;
+  const int begin = cut ? budget.sinks : 0, end = cut ? length - budget.recent : 0;
+  select_threshold threshold{0xffffffffu, 0, 0};
+  if (cut && budget.heavy > 0) {
+    threshold = find_threshold(scores, begin, end, budget.heavy, histogram);
+  }
+
+  int kept = 0, equal_seen = 0;
+  for (int base = 0; base < length; base += Threads) {
+    const int token = base + threadIdx.x;
+    const bool candidate = token >= begin && token < end;
+    const std::uint32_t key = candidate ? ordered_score(scores[token]) : 0;
+    const bool equal = candidate && budget.heavy > 0 && key == threshold.key;
+    int equal_total, kept_total;
+    const int equal_rank = equal_seen + block_rank<Threads>(equal, scratch, equal_total);
+    equal_seen += equal_total;
+    // Of those equal to the threshold the last ones stay: on a tie the lower position leaves.
+    const bool keep =
+        token < length && (!candidate || (budget.heavy > 0 && key > threshold.key) ||
+                           (equal && equal_rank >= threshold.equal_total - threshold.equal_kept));
+    const int slot = kept + block_rank<Threads>(keep, scratch, kept_total);
+    kept += kept_total;
+    if (keep && slot < capacity) {
+      position[slot] = token;
+      if (score != nullptr) score[slot] = scores[token];
+    }
+  }
+  kept = min(kept, capacity - 1);
+  for (int slot = kept + threadIdx.x; slot < capacity; slot += Threads) {
+    position[slot] = -1;
+    if (score != nullptr) score[slot] = 0.0f;
+  }
+  if (threadIdx.x == 0) {
+    state.free_slot[row] = kept;
+    if (kv_head == 0) {
+      state.length[sequence] = kept;
+      state.step[sequence] = length;
+    }
+  }
+}
+
+inline constexpr int kCompactThreads = 256;
+
+/// Copies the rows that select_kernel named, one 16-byte vector of K and of V per thread.
+template <class T>
+__global__ void __launch_bounds__(kCompactThreads)
+    compact_kernel(heads_view<const T> k, heads_view<const T> v, kv_cache_view<T> cache,
+                   const std::int32_t* position) {
+  const int vectors = cache.head_dim / 8;
+  const std::int64_t i = std::int64_t{blockIdx.x} * kCompactThreads + threadIdx.x;
+  const int slot = static_cast<int>(i / vectors), column = static_cast<int>(i % vectors) * 8;
+  if (slot >= cache.capacity) return;
+  const int kv_head = blockIdx.y, sequence = blockIdx.z;
+  const std::int64_t slots = (std::int64_t{sequence} * cache.kv_heads + kv_head) * cache.capacity;
+  const int token = position[slots + slot];
+  if (token < 0) return;
+  const auto source = [&](const heads_view<const T>& x) {
+    return reinterpret_cast<const uint4*>(x.data + sequence * x.batch_stride +
+                                          token * x.token_stride + kv_head * x.head_stride +
+                                          column);
+  };
+  const std::int64_t target = (slots + slot) * cache.head_dim + column;
+  *reinterpret_cast<uint4*>(cache.k + target) = *source(k);
+  *reinterpret_cast<uint4*>(cache.v + target) = *source(v);
+}
+
+/// A template for the same reason as select_kernel.
+template <int Threads>
+__global__ void __launch_bounds__(Threads)
+    advance_kernel(std::int32_t* step, std::int32_t* length, int batch, int capacity) {
+  const int sequence = blockIdx.x * Threads + threadIdx.x;
+  if (sequence >= batch) return;
+  step[sequence] += 1;
+  length[sequence] = min(length[sequence] + 1, capacity - 1);
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

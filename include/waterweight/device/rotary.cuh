@@ -1,0 +1,29 @@
+// Rotary position embedding of one pair of elements.
+#pragma once
+
+#include <waterweight/detail/arch/convert.cuh>
+#include <waterweight/types.hpp>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+
+/// Elements (i, i + dims / 2) of a head, turned by position * inv_freq[i].
+__device__ __forceinline__ float2 rotate_pair(float2 pair, float inv_freq, int position) {
+  float sine, cosine;
+  sincosf(static_cast<float>(position) * inv_freq, &sine, &cosine);
+  return make_float2(pair.x * cosine - pair.y * sine, pair.y * cosine + pair.x * sine);
+}
+
+/// Element d of a head after rotation; `head` holds the unrotated head_dim elements.
+template <class T>
+__device__ __forceinline__ float rotated_element(const T* head, int d, const rotary_view& rotary,
+                                                 int position) {
+  const float own = detail::to_float(head[d]);
+  if (d >= rotary.dims) return own;
+  const int half = rotary.dims / 2, i = d % half;
+  const float2 pair = d < half ? make_float2(own, detail::to_float(head[d + half]))
+                               : make_float2(detail::to_float(head[d - half]), own);
+  const float2 turned = rotate_pair(pair, __ldg(rotary.inv_freq + i), position);
+  return d < half ? turned.x : turned.y;
+}
+
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# usage: check_symbols.sh NM OBJECT_FOR_80 OBJECT_FOR_90 SHARED_LIBRARY
+# The two objects hold the same source compiled for different architectures. Their functions must
+# differ in name, none may be strong, and a library made of them exports none.
+set -euo pipefail
+nm="$1" object_80="$2" object_90="$3" library="$4"
+status=0
+
+# expect_none WHAT: fails with the lines of stdin, if there are any.
+expect_none() {
+  local lines
+  lines="$(cat)"
+  [[ -z "$lines" ]] && return
+  printf '%s:\n%s\n' "$1" "$lines" | c++filt
+  status=1
+}
+external() { "$nm" --defined-only --extern-only "$@" | awk 'NF == 3 { print $3 }' | sort -u; }
+pick() { grep -E "$1" || true; }
+
+for pair in "$object_80 sm800s sm900s" "$object_90 sm900s sm800s"; do
+  read -r object own other <<<"$pair"
+  own_count="$(external "$object" | pick "$own" | wc -l)"
+  if ((own_count < 3)); then
+    echo "$object: $own_count symbols hold $own, so this test sees too little"
+    status=1
+  fi
+  expect_none "$object holds symbols of the other architecture" < <(external "$object" | pick "$other")
+  expect_none "$object holds strong symbols of the library" < <("$nm" --defined-only "$object" |
+    awk '$2 ~ /^[TDBRCG]$/ { print $3 }' | pick '^_Z[A-Z]*N?K?11waterweight')
+done
+
+# Const members of the views mean the same for every architecture; nothing else may be shared.
+expect_none "functions under one name in both objects" < <(
+  comm -12 <(external "$object_80") <(external "$object_90") |
+    pick '^_ZN11waterweight|^_ZNK11waterweight4v0_16detail|sm[89]00s')
+
+expect_none "the shared library exports functions of the library" < <(
+  external --dynamic "$library" | pick 'sm[89]00s')
+expect_none "the shared library exports strong symbols besides the test's own" < <(
+  "$nm" --dynamic --defined-only "$library" |
+    awk '$2 ~ /^[TDBRCG]$/ && $3 !~ /9link_test|^_(init|fini|edata|end)$|^__bss_start$/ { print $3 }')
+exit "$status"
