@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "examples/pythia/io/atomic_directory.hpp"  // IWYU pragma: export
 #include "examples/pythia/io/dtype.hpp"
 
 namespace pythia {
@@ -21,8 +22,8 @@ struct TensorSpec {
 };
 
 /// Construct with all specs (the header is written first), then write() each tensor's bytes in that
-/// order, then finish(). Throws Error on any I/O failure, naming the file. finish() flushes to
-/// disk.
+/// order, then finish(), which flushes to disk. Throws Error on any I/O failure, naming the file; a
+/// writer destroyed before finish() removes its file.
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const std::filesystem::path& file, std::vector<TensorSpec> specs,
@@ -35,30 +36,13 @@ class SafetensorsWriter {
   void finish();
 
  private:
+  void put(const void* data, std::size_t bytes);
+  void abandon();
+
   std::filesystem::path file_;
   std::vector<TensorSpec> specs_;
   std::size_t next_ = 0;
   std::FILE* stream_ = nullptr;
-};
-
-/// A directory that appears under its final name only when complete: create, fill path(), commit().
-/// The work is done in a sibling temporary directory that the destructor removes when commit() was
-/// not reached; a killed run leaves nothing under the final name. Refuses to replace an existing
-/// non-empty directory (throws Error).
-class AtomicDirectory {
- public:
-  explicit AtomicDirectory(std::filesystem::path final_path);
-  ~AtomicDirectory();
-  AtomicDirectory(const AtomicDirectory&) = delete;
-  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
-
-  const std::filesystem::path& path() const { return temporary_; }
-  void commit();
-
- private:
-  std::filesystem::path final_;
-  std::filesystem::path temporary_;
-  bool committed_ = false;
 };
 
 }  // namespace pythia
