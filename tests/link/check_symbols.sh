@@ -17,17 +17,20 @@ expect_none() {
 external() { "$nm" --defined-only --extern-only "$@" | awk 'NF == 3 { print $3 }' | sort -u; }
 pick() { grep -E "$1" || true; }
 
-for pair in "$object_80 sm800s sm900s" "$object_90 sm900s sm800s"; do
-  read -r object own other <<<"$pair"
-  own_count="$(external "$object" | pick "$own" | wc -l)"
-  if ((own_count < 3)); then
-    echo "$object: $own_count symbols hold $own, so this test sees too little"
+# check_object OBJECT OWN_TAG OTHER_TAG: the architecture's part of the namespace tells them apart.
+check_object() {
+  local count
+  count="$(external "$1" | pick "$2" | wc -l)"
+  if ((count < 3)); then
+    echo "$1: $count symbols hold $2, so this test sees too little"
     status=1
   fi
-  expect_none "$object holds symbols of the other architecture" < <(external "$object" | pick "$other")
-  expect_none "$object holds strong symbols of the library" < <("$nm" --defined-only "$object" |
+  expect_none "$1 holds symbols of the other architecture" < <(external "$1" | pick "$3")
+  expect_none "$1 holds strong symbols of the library" < <("$nm" --defined-only "$1" |
     awk '$2 ~ /^[TDBRCG]$/ { print $3 }' | pick '^_Z[A-Z]*N?K?11waterweight')
-done
+}
+check_object "$object_80" sm800s sm900s
+check_object "$object_90" sm900s sm800s
 
 # Const members of the views mean the same for every architecture; nothing else may be shared.
 expect_none "functions under one name in both objects" < <(
