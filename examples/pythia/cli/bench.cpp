@@ -15,6 +15,7 @@
 #include "examples/pythia/cli/output_file.hpp"
 #include "examples/pythia/io/error.hpp"
 #include "examples/pythia/model/cuda_device.hpp"
+#include "examples/pythia/model/weights.hpp"
 
 #ifndef PYTHIA_COMMIT
 #define PYTHIA_COMMIT ""
@@ -149,7 +150,7 @@ void run_bench(const BenchOptions& options) {
   }
   const OutputFile output(options.model.json);
   const ModelSource source = model_source(options.model);
-  const Config config = model_config(source);
+  const Config config = source_config(source);
   ModelSource int8_source = source;
   if (!options.ckpt_dir.empty()) {
     ModelOptions checkpoint;

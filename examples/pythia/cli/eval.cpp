@@ -15,6 +15,7 @@
 #include "examples/pythia/cli/progress.hpp"
 #include "examples/pythia/cli/windows.hpp"
 #include "examples/pythia/io/error.hpp"
+#include "examples/pythia/model/weights.hpp"
 
 namespace pythia {
 namespace {
@@ -131,7 +132,7 @@ void run_eval(EvalOptions options) {
   const OutputFile json_file(options.model.json);
   const OutputFile logits_file(options.logits_file);
   const ModelSource source = model_source(options.model);
-  const Config config = model_config(source);
+  const Config config = source_config(source);
   const std::vector<std::int32_t> ids = input_ids(options, source, config);
   EngineOptions engine_setup = engine_options(options.model, source);
   settle_lengths(options, config, engine_setup);

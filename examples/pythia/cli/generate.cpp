@@ -15,6 +15,7 @@
 #include "examples/pythia/cli/output_file.hpp"
 #include "examples/pythia/io/error.hpp"
 #include "examples/pythia/text/utf8.hpp"
+#include "examples/pythia/model/weights.hpp"
 
 namespace pythia {
 namespace {
@@ -100,7 +101,7 @@ void run_generate(GenerateOptions options, bool prompt_given) {
   check_sampling(options.sampling);
   const OutputFile output(options.model.json);
   const ModelSource source = model_source(options.model);
-  const Config config = model_config(source);
+  const Config config = source_config(source);
   const Tokenizer tokenizer = model_tokenizer(source);
   const std::string origin = prompt_given ? "--prompt" : "standard input";
   const std::vector<std::int32_t> prompt =

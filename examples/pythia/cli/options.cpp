@@ -82,10 +82,6 @@ ModelSource model_source(const ModelOptions& options) {
   return source;
 }
 
-Config model_config(const ModelSource& source) {
-  return source.random_name.empty() ? load_config(source.dir) : named_config(source.random_name);
-}
-
 Tokenizer model_tokenizer(const ModelSource& source) {
   if (!source.random_name.empty()) {
     throw Error("--model random:" + source.random_name +

@@ -37,9 +37,6 @@ void add_model_options(CLI::App& command, ModelOptions& options);
 /// exist.
 ModelSource model_source(const ModelOptions& options);
 
-/// Its config.json, or the named shape.
-Config model_config(const ModelSource& source);
-
 /// Its tokenizer. Throws Error for random weights, which have none.
 Tokenizer model_tokenizer(const ModelSource& source);
 
