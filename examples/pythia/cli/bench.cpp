@@ -205,8 +205,8 @@ void run_bench(const BenchOptions& options) {
 }  // namespace
 
 void add_bench(CLI::App& app) {
-  CLI::App* command = app.add_subcommand(
-      "bench", "Speed and memory of fp16, int8 and int8-h2o, one after another");
+  CLI::App* command =
+      app.add_subcommand("bench", "Speed and memory of fp16, int8 and int8-h2o, one after another");
   const auto options = std::make_shared<BenchOptions>();
   command->add_option(spellings("--ckpt-dir"), options->ckpt_dir,
                       "INT8 checkpoint for the int8 modes (default: quantize when loading)");

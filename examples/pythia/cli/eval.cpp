@@ -93,8 +93,8 @@ void settle_lengths(EvalOptions& options, const Config& config, const EngineOpti
 Evaluation evaluate(Engine& engine, const EvalOptions& options, bool h2o,
                     const std::vector<std::int32_t>& ids) {
   Evaluation result;
-  const std::vector<Window> windows = perplexity_windows(
-      static_cast<std::int64_t>(ids.size()), options.window_length, options.stride);
+  const std::vector<Window> windows = perplexity_windows(static_cast<std::int64_t>(ids.size()),
+                                                         options.window_length, options.stride);
   Progress progress("eval", "windows", static_cast<std::int64_t>(windows.size()));
   std::int64_t done = 0;
   for (const Window& window : windows) {

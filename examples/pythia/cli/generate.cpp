@@ -14,8 +14,8 @@
 #include "examples/pythia/cli/options.hpp"
 #include "examples/pythia/cli/output_file.hpp"
 #include "examples/pythia/io/error.hpp"
-#include "examples/pythia/text/utf8.hpp"
 #include "examples/pythia/model/weights.hpp"
+#include "examples/pythia/text/utf8.hpp"
 
 namespace pythia {
 namespace {
@@ -159,11 +159,13 @@ void add_generate(CLI::App& app) {
   command->add_option("--temperature", sampling.temperature, "0: always the most likely token")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
-  command->add_option(spellings("--top-k"), sampling.top_k, "sample among the k most likely; 0: all")
+  command
+      ->add_option(spellings("--top-k"), sampling.top_k, "sample among the k most likely; 0: all")
       ->check(at_least(0))
       ->capture_default_str();
-  command->add_option(spellings("--top-p"), sampling.top_p,
-                      "sample among the most likely that make up this probability")
+  command
+      ->add_option(spellings("--top-p"), sampling.top_p,
+                   "sample among the most likely that make up this probability")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   command->add_option("--seed", sampling.seed, "of the random numbers")->capture_default_str();

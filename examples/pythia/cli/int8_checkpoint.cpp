@@ -43,12 +43,13 @@ void write_linear(const WeightSource& source, const WeightSpec& spec, const RowQ
                   const fs::path& origin, SafetensorsWriter* writer) {
   std::vector<std::int8_t> quantized(static_cast<std::size_t>(spec.elements()));
   std::vector<float> scales(static_cast<std::size_t>(spec.rows()));
-  for_each_piece(source, spec, [&](std::vector<float>& values, std::int64_t first,
-                                   std::int64_t rows) {
-    const std::int64_t bad = quantize(values.data(), rows, spec.cols(),
-                                      quantized.data() + first * spec.cols(), scales.data() + first);
-    if (bad >= 0) throw not_finite(origin, spec, first + bad);
-  });
+  for_each_piece(source, spec,
+                 [&](std::vector<float>& values, std::int64_t first, std::int64_t rows) {
+                   const std::int64_t bad =
+                       quantize(values.data(), rows, spec.cols(),
+                                quantized.data() + first * spec.cols(), scales.data() + first);
+                   if (bad >= 0) throw not_finite(origin, spec, first + bad);
+                 });
   writer->write(quantized.data(), quantized.size());
   writer->write(scales.data(), scales.size() * sizeof(float));
 }

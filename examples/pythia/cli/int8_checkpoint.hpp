@@ -13,10 +13,10 @@
 
 namespace pythia {
 
-/// Quantizes fp32 rows: (w [rows, cols], rows, cols, q, scale) to the lowest row that is not finite,
-/// or -1.
-using RowQuantizer = std::function<std::int64_t(const float*, std::int64_t, std::int64_t,
-                                                std::int8_t*, float*)>;
+/// Quantizes fp32 rows: (w [rows, cols], rows, cols, q, scale) to the lowest row that is not
+/// finite, or -1.
+using RowQuantizer =
+    std::function<std::int64_t(const float*, std::int64_t, std::int64_t, std::int8_t*, float*)>;
 
 /// The host's quantizer; CudaQuantizer gives the same bits.
 RowQuantizer reference_row_quantizer();

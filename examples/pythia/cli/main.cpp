@@ -1,5 +1,5 @@
-// pythia: a GPT-NeoX decoder on waterweight. Parses the command line and reports errors: one line on
-// stderr and exit code 2 for anything the user can mend.
+// pythia: a GPT-NeoX decoder on waterweight. Parses the command line and reports errors: one line
+// on stderr and exit code 2 for anything the user can mend.
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>

@@ -84,9 +84,10 @@ ModelSource model_source(const ModelOptions& options) {
 
 Tokenizer model_tokenizer(const ModelSource& source) {
   if (!source.random_name.empty()) {
-    throw Error("--model random:" + source.random_name +
-                ": random weights have no tokenizer, expected a model directory (use bench, or eval "
-                "--token-ids)");
+    throw Error(
+        "--model random:" + source.random_name +
+        ": random weights have no tokenizer, expected a model directory (use bench, or eval "
+        "--token-ids)");
   }
   return Tokenizer::load(source.dir);
 }

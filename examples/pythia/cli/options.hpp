@@ -41,8 +41,8 @@ ModelSource model_source(const ModelOptions& options);
 Tokenizer model_tokenizer(const ModelSource& source);
 
 /// The shape, checked: --mode, overridden by --weights and --kv; INT8 weights by default when the
-/// checkpoint holds such; --device, by default a usable GPU, otherwise the CPU with a line on stderr
-/// that says why. batch_size and max_tokens are left to the command.
+/// checkpoint holds such; --device, by default a usable GPU, otherwise the CPU with a line on
+/// stderr that says why. batch_size and max_tokens are left to the command.
 EngineOptions engine_options(const ModelOptions& options, const ModelSource& source);
 
 /// --device as engine_options() settles it.

@@ -10,8 +10,8 @@
 
 namespace pythia {
 
-/// A file to be written once, at the end of a command. The constructor finds out at once whether the
-/// place is writable (throws Error), so that no work is done in vain; write() fills a temporary
+/// A file to be written once, at the end of a command. The constructor finds out at once whether
+/// the place is writable (throws Error), so that no work is done in vain; write() fills a temporary
 /// file beside it and renames that. A device or a pipe is written directly.
 class OutputFile {
  public:

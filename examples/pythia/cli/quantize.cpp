@@ -13,6 +13,7 @@
 #include "examples/pythia/cli/options.hpp"
 #include "examples/pythia/cli/output_file.hpp"
 #include "examples/pythia/cli/progress.hpp"
+#include "examples/pythia/io/atomic_directory.hpp"
 #include "examples/pythia/io/error.hpp"
 #include "examples/pythia/io/message.hpp"
 #include "examples/pythia/model/cuda_quantizer.hpp"

@@ -21,7 +21,8 @@ struct TokenizeOptions {
 
 Json require_array(const std::string& file, const std::string& of_what) {
   Json array = read_json(file);
-  if (!array.is_array()) throw mismatch(file, "file", "a JSON array of " + of_what, describe(array));
+  if (!array.is_array())
+    throw pythia::mismatch(file, "file", "a JSON array of " + of_what, describe(array));
   return array;
 }
 
@@ -29,7 +30,8 @@ nlohmann::ordered_json encode_all(const Tokenizer& tokenizer, const std::string&
   auto result = nlohmann::ordered_json::array();
   for (const Json& text : require_array(file, "strings")) {
     if (!text.is_string()) {
-      throw mismatch(file, "[" + std::to_string(result.size()) + "]", "a string", describe(text));
+      throw pythia::mismatch(file, "[" + std::to_string(result.size()) + "]", "a string",
+                             describe(text));
     }
     result.push_back(tokenizer.encode(text.get_ref<const std::string&>()));
   }
@@ -69,8 +71,9 @@ void add_tokenize(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "tokenize", "Turn texts into token ids, or back, as JSON on standard output or in --json");
   const auto options = std::make_shared<TokenizeOptions>();
-  auto* texts = command->add_option("--texts", options->texts_file,
-                                    "file with a JSON array of strings; gives an array of id arrays");
+  auto* texts =
+      command->add_option("--texts", options->texts_file,
+                          "file with a JSON array of strings; gives an array of id arrays");
   auto* ids = command->add_option("--ids", options->ids_file,
                                   "file with a JSON array of id arrays; gives an array of strings");
   auto* text = command->add_option("--text", options->text,

@@ -18,14 +18,14 @@ struct DecodeStep {
   const Config* config = nullptr;
   const CudaWeights<T>* weights = nullptr;
   const KvState<T>* kv = nullptr;
-  Activations<T> activations;             ///< at least batch rows
+  Activations<T> activations;  ///< at least batch rows
   waterweight::rotary_view rotary;
   const std::int32_t* tokens = nullptr;  ///< [batch] to be fed
   float* logits = nullptr;               ///< [batch, vocab] of what follows them
 };
 
-/// The last LayerNorm and the head: logits[rows, vocab] of rows of the residual stream; row_index as
-/// in layernorm().
+/// The last LayerNorm and the head: logits[rows, vocab] of rows of the residual stream; row_index
+/// as in layernorm().
 template <class T>
 void run_head(const LaunchContext& launch, const Config& config, const CudaWeights<T>& weights,
               const float* residual, const std::int32_t* row_index, int rows, T* normed,
@@ -37,8 +37,8 @@ void run_head(const LaunchContext& launch, const Config& config, const CudaWeigh
   apply_linear(launch, weights.embed_out, normed, rows, logits, waterweight::identity_epilogue{});
 }
 
-/// Feeds tokens[b] of the first `batch` sequences at position step[b]; leaves the logits. The caller
-/// appends what makes the next tokens of them, then h2o_advance.
+/// Feeds tokens[b] of the first `batch` sequences at position step[b]; leaves the logits. The
+/// caller appends what makes the next tokens of them, then h2o_advance.
 template <class T>
 void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step, int batch) {
   const Config& config = *step.config;

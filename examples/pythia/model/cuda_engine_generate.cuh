@@ -1,4 +1,5 @@
-// Generation: prefill, then one replay of the captured step per token. Part of cuda_engine_impl.cuh.
+// Generation: prefill, then one replay of the captured step per token. Part of
+// cuda_engine_impl.cuh.
 #pragma once
 
 namespace pythia {

@@ -71,9 +71,9 @@ class CudaEngine final : public Engine {
 
   template <class U>
   void upload(U* target, const U* source, std::size_t count) {
-    check_cuda(cudaMemcpyAsync(target, source, count * sizeof(U), cudaMemcpyHostToDevice,
-                               stream_.get()),
-               "cudaMemcpyAsync");
+    check_cuda(
+        cudaMemcpyAsync(target, source, count * sizeof(U), cudaMemcpyHostToDevice, stream_.get()),
+        "cudaMemcpyAsync");
     stream_.synchronize();  // the source may be gone when this returns
   }
   template <class U>
@@ -172,8 +172,8 @@ void CudaEngine<T>::upload_rotary() {
 
 template <class T>
 DecodeStep<T> CudaEngine<T>::decode_step() const {
-  return {&config_, &weights_, &kv_, activations_, {inv_freq_, config_.rotary_dims}, tokens_,
-          logits_};
+  return {&config_, &weights_, &kv_, activations_, {inv_freq_, config_.rotary_dims},
+          tokens_,  logits_};
 }
 
 template <class T>

@@ -14,13 +14,14 @@ void CudaEngine<T>::begin_scoring(const std::vector<std::int32_t>& ids, int long
   check_ids(ids, config_.vocab_size);
   if (!scoring_) {
     auto scoring = std::make_unique<Scoring>();
-    const auto tokens = static_cast<std::size_t>(std::max(options_.max_tokens, options_.max_prompt));
+    const auto tokens =
+        static_cast<std::size_t>(std::max(options_.max_tokens, options_.max_prompt));
     scoring->arena.add(&scoring->ids, tokens);
     scoring->arena.add(&scoring->count, 1);
     scoring->arena.add(&scoring->nll, tokens);
     scoring->arena.add(&scoring->argmax, tokens);
-    scoring->arena.add(&scoring->logits,
-                       static_cast<std::size_t>(kScoredRows) * static_cast<std::size_t>(config_.vocab_size));
+    scoring->arena.add(&scoring->logits, static_cast<std::size_t>(kScoredRows) *
+                                             static_cast<std::size_t>(config_.vocab_size));
     scoring->arena.allocate(0, &meter_);
     scoring_ = std::move(scoring);
   }

@@ -45,9 +45,9 @@ __global__ void layernorm_kernel(const float* x, const std::int32_t* row_index, 
   }
 }
 
-/// Normalises `rows` rows of x [*, hidden] once and writes them through one or two pairs of weights:
-/// the parallel residual needs both of the same input. row_index: [rows] rows of x to take, or null
-/// for 0, 1, ... All device memory; x must not overlap the outputs.
+/// Normalises `rows` rows of x [*, hidden] once and writes them through one or two pairs of
+/// weights: the parallel residual needs both of the same input. row_index: [rows] rows of x to
+/// take, or null for 0, 1, ... All device memory; x must not overlap the outputs.
 template <class T>
 cudaError_t layernorm(const float* x, const std::int32_t* row_index, int rows, int hidden,
                       float eps, LayerNormOutput<T> first, LayerNormOutput<T> second,

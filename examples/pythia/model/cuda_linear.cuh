@@ -47,9 +47,8 @@ void apply_bias(const LaunchContext& launch, const CudaLinear<T>& linear, const 
 template <class T>
 void apply_residual(const LaunchContext& launch, const CudaLinear<T>& linear, const T* x, int rows,
                     float* residual) {
-  apply_linear(
-      launch, linear, x, rows, residual,
-      waterweight::bias_residual_epilogue<T, float>{linear.bias, residual, linear.n});
+  apply_linear(launch, linear, x, rows, residual,
+               waterweight::bias_residual_epilogue<T, float>{linear.bias, residual, linear.n});
 }
 
 /// y = gelu(x W^T + bias).

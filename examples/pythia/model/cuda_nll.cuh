@@ -13,14 +13,17 @@ namespace pythia {
 struct ScoredSequence {
   const std::int32_t* ids = nullptr;    ///< [*count]
   const std::int32_t* count = nullptr;  ///< one: it changes while a captured graph does not
-  float* nll = nullptr;            ///< [*count]: nll[p] is of ids[p + 1]; the last one is not written
+  float* nll = nullptr;  ///< [*count]: nll[p] is of ids[p + 1]; the last one is not written
   std::int32_t* argmax = nullptr;  ///< [*count]: the most likely token after position p
 };
 
-/// Row r of logits belongs to position *step + r (or first + r where step is null). next_token, when
-/// not null, receives the id after that of the last row: what a teacher-forced step feeds next.
-inline __global__ void nll_kernel(const float* logits, int vocab, ScoredSequence sequence,
-                                  const std::int32_t* step, int first, std::int32_t* next_token) {
+/// Row r of logits belongs to position *step + r (or first + r where step is null). next_token,
+/// when not null, receives the id after that of the last row: what a teacher-forced step feeds
+/// next.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    nll_kernel(const float* logits, int vocab, ScoredSequence sequence, const std::int32_t* step,
+               int first, std::int32_t* next_token) {
   const int position = (step == nullptr ? first : *step) + static_cast<int>(blockIdx.x);
   const int count = *sequence.count;
   if (position >= count) return;
@@ -46,7 +49,8 @@ inline cudaError_t score_rows(const float* logits, int rows, int vocab, ScoredSe
                               const std::int32_t* step, int first, std::int32_t* next_token,
                               cudaStream_t stream) {
   constexpr int kThreads = 512;
-  nll_kernel<<<rows, kThreads, 0, stream>>>(logits, vocab, sequence, step, first, next_token);
+  nll_kernel<kThreads>
+      <<<rows, kThreads, 0, stream>>>(logits, vocab, sequence, step, first, next_token);
   return cudaPeekAtLastError();
 }
 

@@ -18,14 +18,14 @@ namespace pythia {
 
 constexpr int kSamplingThreads = 1024;
 constexpr int kRadix = 256;
-constexpr int kRankBits = 56;  // 32 of the logit, 24 of the id
+constexpr int kRankBits = 56;                  // 32 of the logit, 24 of the id
 constexpr double kMassUnit = 1099511627776.0;  // 2^40
 
 /// Where sampled tokens go, and what is asked. All device-visible memory.
 struct SamplingTarget {
   const SamplingOptions* options = nullptr;  ///< one; vocab_limit already resolved
   std::int32_t* tokens = nullptr;            ///< [batch]: fed by the next step
-  std::int32_t* seen = nullptr;              ///< [batch] host memory: the same, -1 if no finite logit
+  std::int32_t* seen = nullptr;  ///< [batch] host memory: the same, -1 if no finite logit
 };
 
 __device__ __forceinline__ float rank_value(float logit) {
@@ -92,7 +92,8 @@ struct MassWeight {
   __device__ std::uint64_t operator()(int id, std::uint64_t rank) const {
     if (rank < lowest) return 0;
     const float exponent = (rank_value(logits[id]) - best) / temperature;
-    return static_cast<std::uint64_t>(__double2ull_rn(exp(static_cast<double>(exponent)) * kMassUnit));
+    return static_cast<std::uint64_t>(
+        __double2ull_rn(exp(static_cast<double>(exponent)) * kMassUnit));
   }
 };
 
@@ -129,7 +130,8 @@ __device__ inline std::uint64_t lowest_candidate(const float* logits, int count,
 }
 
 /// One block per sequence. positions[b] + offset is the position the sampled token will take.
-inline __global__ void __launch_bounds__(kSamplingThreads)
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
     sampling_kernel(const float* logits, int vocab, const std::int32_t* positions, int offset,
                     SamplingTarget target) {
   const int sequence = blockIdx.x;
@@ -146,7 +148,8 @@ inline __global__ void __launch_bounds__(kSamplingThreads)
       if (token_rank(row[id], id) < lowest) continue;
       const float u = sampling_uniform(options.seed, sequence, position, id);
       const float noise = -logf(-logf(u));
-      chosen = better(chosen, {(rank_value(row[id]) - best.value) / options.temperature + noise, id});
+      chosen =
+          better(chosen, {(rank_value(row[id]) - best.value) / options.temperature + noise, id});
     }
     chosen = block_best(chosen);
   }
@@ -158,7 +161,8 @@ inline __global__ void __launch_bounds__(kSamplingThreads)
 /// Samples from `batch` rows of logits [batch, vocab].
 inline cudaError_t sample(const float* logits, int batch, int vocab, const std::int32_t* positions,
                           int offset, const SamplingTarget& target, cudaStream_t stream) {
-  sampling_kernel<<<batch, kSamplingThreads, 0, stream>>>(logits, vocab, positions, offset, target);
+  sampling_kernel<kSamplingThreads>
+      <<<batch, kSamplingThreads, 0, stream>>>(logits, vocab, positions, offset, target);
   return cudaPeekAtLastError();
 }
 

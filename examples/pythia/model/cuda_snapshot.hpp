@@ -18,7 +18,8 @@ inline CacheSnapshot snapshot_of(const std::vector<std::int32_t>& positions,
   for (std::size_t head = 0; head < free_slot.size(); ++head) {
     std::map<std::int32_t, float> kept;
     for (int slot = 0; slot < capacity; ++slot) {
-      const std::size_t i = head * static_cast<std::size_t>(capacity) + static_cast<std::size_t>(slot);
+      const std::size_t i =
+          head * static_cast<std::size_t>(capacity) + static_cast<std::size_t>(slot);
       if (positions[i] < 0 || slot == free_slot[head]) continue;
       kept[positions[i]] = scores.empty() ? 0.0f : scores[i];
     }

@@ -53,8 +53,8 @@ struct KvState {
     caches.resize(static_cast<std::size_t>(config.num_layers));
     states.resize(caches.size());
     for (std::size_t i = 0; i < caches.size(); ++i) {
-      caches[i] = {nullptr,  nullptr, options.batch_size, config.num_heads,
-                   capacity, config.head_dim()};
+      caches[i] = {nullptr,          nullptr,  options.batch_size,
+                   config.num_heads, capacity, config.head_dim()};
       arena->add(&caches[i].k, elements);
       arena->add(&caches[i].v, elements);
       if (h2o) arena->add(&states[i].score, slots);
@@ -85,8 +85,9 @@ template <class T>
 waterweight::heads_view<T> qkv_part(T* qkv, int part, const Config& config, int batch, int tokens) {
   const std::int64_t head_stride = std::int64_t{3} * config.head_dim();
   const std::int64_t token_stride = head_stride * config.num_heads;
-  return {qkv + part * config.head_dim(), batch,        tokens,     config.num_heads,
-          config.head_dim(),              token_stride * tokens, token_stride, head_stride};
+  return {
+      qkv + part * config.head_dim(), batch,        tokens,     config.num_heads, config.head_dim(),
+      token_stride * tokens,          token_stride, head_stride};
 }
 
 /// A contiguous [batch, tokens, heads, head_dim] buffer.

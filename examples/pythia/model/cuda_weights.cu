@@ -101,9 +101,8 @@ class Uploader {
       });
     });
     int count = 0;
-    check_cuda(
-        cudaMemcpyAsync(&count, bad_rows, sizeof(count), cudaMemcpyDeviceToHost, stream_),
-        "cudaMemcpyAsync");
+    check_cuda(cudaMemcpyAsync(&count, bad_rows, sizeof(count), cudaMemcpyDeviceToHost, stream_),
+               "cudaMemcpyAsync");
     check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
     if (count > 0) report_bad_row(spec, scale);
   }
@@ -122,7 +121,8 @@ class Uploader {
   void for_each_piece(const WeightSpec& spec, const Function& function) {
     const std::size_t row_bytes =
         static_cast<std::size_t>(spec.cols()) * dtype_bytes(data_.dtype(spec));
-    const auto most = std::max<std::int64_t>(1, static_cast<std::int64_t>(kStagingBytes / row_bytes));
+    const auto most =
+        std::max<std::int64_t>(1, static_cast<std::int64_t>(kStagingBytes / row_bytes));
     for (std::int64_t first = 0; first < spec.rows(); first += most) {
       const std::int64_t rows = std::min(most, spec.rows() - first);
       stage(spec, first * spec.cols(), rows * spec.cols());
@@ -134,7 +134,7 @@ class Uploader {
     if (random() && spec.role != WeightRole::norm) {
       const auto stream_id =
           static_cast<std::uint32_t>((spec.layer + 1) * 64 + static_cast<int>(spec.id));
-      random_weights_kernel<<<kBlocks, kThreads, 0, stream_>>>(
+      random_weights_kernel<kThreads><<<kBlocks, kThreads, 0, stream_>>>(
           stream_id, first, count, reinterpret_cast<const __half*>(random_values_.data()),
           reinterpret_cast<__half*>(staging_.data()));
       check_cuda(cudaGetLastError(), "random_weights_kernel");
@@ -159,9 +159,9 @@ class Uploader {
 
   [[noreturn]] void report_bad_row(const WeightSpec& spec, const float* scale) {
     std::vector<float> scales(static_cast<std::size_t>(spec.rows()));
-    check_cuda(cudaMemcpy(scales.data(), scale, scales.size() * sizeof(float),
-                          cudaMemcpyDeviceToHost),
-               "cudaMemcpy");
+    check_cuda(
+        cudaMemcpy(scales.data(), scale, scales.size() * sizeof(float), cudaMemcpyDeviceToHost),
+        "cudaMemcpy");
     const auto bad =
         std::find_if(scales.begin(), scales.end(), [](float s) { return std::isnan(s); });
     throw Error(source_.dir.string() + ": tensor " + spec.name +
@@ -255,8 +255,7 @@ void plan_weights(const Config& config, WeightType type, DeviceArena* arena,
                   CudaWeights<T>* weights) {
   const int hidden = config.hidden_size;
   const int inner = config.intermediate_size;
-  const auto table =
-      static_cast<std::size_t>(config.vocab_size) * static_cast<std::size_t>(hidden);
+  const auto table = static_cast<std::size_t>(config.vocab_size) * static_cast<std::size_t>(hidden);
   arena->add(&weights->embedding, table);
   weights->layers.resize(static_cast<std::size_t>(config.num_layers));
   for (CudaLayer<T>& layer : weights->layers) {
@@ -279,9 +278,9 @@ void load_weights(const ModelSource& source, const WeightSource& data, const Con
   check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
 }
 
-#define PYTHIA_INSTANTIATE(T)                                                                   \
-  template void plan_weights<T>(const Config&, WeightType, DeviceArena*, CudaWeights<T>*);      \
-  template void load_weights<T>(const ModelSource&, const WeightSource&, const Config&,         \
+#define PYTHIA_INSTANTIATE(T)                                                              \
+  template void plan_weights<T>(const Config&, WeightType, DeviceArena*, CudaWeights<T>*); \
+  template void load_weights<T>(const ModelSource&, const WeightSource&, const Config&,    \
                                 MemoryMeter*, cudaStream_t, CudaWeights<T>*);
 PYTHIA_INSTANTIATE(__half)
 PYTHIA_INSTANTIATE(__nv_bfloat16)

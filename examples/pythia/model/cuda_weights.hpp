@@ -18,8 +18,8 @@ namespace pythia {
 /// y = x W^T + bias with W in 16 bits or in INT8, never both. T: __half or __nv_bfloat16.
 template <class T>
 struct CudaLinear {
-  int n = 0;  ///< output channels
-  int k = 0;  ///< input features
+  int n = 0;                         ///< output channels
+  int k = 0;                         ///< input features
   T* weight = nullptr;               ///< [n, k], null when quantized
   std::int8_t* quantized = nullptr;  ///< [n, k]
   float* scale = nullptr;            ///< [n]
@@ -62,8 +62,8 @@ void plan_weights(const Config& config, WeightType type, DeviceArena* arena,
 std::size_t weight_staging_bytes();
 
 /// Fills the allocated weights: from a checkpoint, quantizing 16- and 32-bit linears on the device
-/// where INT8 is wanted, or at random (the values of RandomWeights, made on the device). Throws Error
-/// naming the tensor and the row that holds a NaN or an infinity.
+/// where INT8 is wanted, or at random (the values of RandomWeights, made on the device). Throws
+/// Error naming the tensor and the row that holds a NaN or an infinity.
 template <class T>
 void load_weights(const ModelSource& source, const WeightSource& data, const Config& config,
                   MemoryMeter* meter, cudaStream_t stream, CudaWeights<T>* weights);
