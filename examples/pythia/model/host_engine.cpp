@@ -1,7 +1,6 @@
 #include "examples/pythia/model/host_engine.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include "examples/pythia/model/host_attention.hpp"
 #include "examples/pythia/model/host_kernel.hpp"
 #include "examples/pythia/model/host_sampler.hpp"
+#include "examples/pythia/model/rotary_frequencies.hpp"
 
 namespace pythia {
 namespace {
@@ -45,17 +45,13 @@ waterweight::heads_view<const float> constant(const waterweight::heads_view<floa
 }  // namespace
 
 HostEngine::HostEngine(const Config& config, std::unique_ptr<WeightSource> weights,
-                       const EngineOptions& options, int threads)
+                       const EngineOptions& options, std::vector<float> inv_freq, int threads)
     : config_(config),
       options_(checked(options)),
       pool_(threads),
       model_(config, std::move(weights), options.weights, pool_),
-      cache_(config, options) {
-  for (int i = 0; i < config.rotary_dims / 2; ++i) {
-    inv_freq_.push_back(
-        static_cast<float>(1.0 / std::pow(config.rotary_base, 2.0 * i / config.rotary_dims)));
-  }
-}
+      cache_(config, options),
+      inv_freq_(std::move(inv_freq)) {}
 
 std::string HostEngine::device_name() const {
   return "CPU (" + std::to_string(pool_.size()) + " threads, " + host_kernels().name + ")";
@@ -230,7 +226,7 @@ CacheSnapshot HostEngine::cache_snapshot(int sequence, int layer) const {
 std::unique_ptr<Engine> make_host_engine(const ModelSource& source, const EngineOptions& options) {
   const Config config = source_config(source);
   return std::make_unique<HostEngine>(config, open_weights(source, config, options.weights),
-                                      options);
+                                      options, rotary_frequencies(config));
 }
 
 }  // namespace pythia

@@ -17,9 +17,10 @@ namespace pythia {
 
 class HostEngine : public Engine {
  public:
-  /// Throws Error for impossible options and whatever HostModel refuses. `threads` 0: all cores.
+  /// inv_freq: what rotary_frequencies() gives, or what a reference run used. `threads` 0: all
+  /// cores. Throws Error for impossible options and whatever HostModel refuses.
   HostEngine(const Config& config, std::unique_ptr<WeightSource> weights,
-             const EngineOptions& options, int threads = 0);
+             const EngineOptions& options, std::vector<float> inv_freq, int threads = 0);
 
   const Config& config() const override { return config_; }
   std::string device_name() const override;
