@@ -220,27 +220,27 @@ TYPED_TEST(GemmTest, LargeTilesWithTailsInEveryDimension) {
   this->check({257, 3100, 48, 0, 0, 0}, Kind::residual, generator);
 }
 
-TYPED_TEST(GemmTest, ResidualMayBeTheOutput) {
-  using T = typename TestFixture::T;
-  if constexpr (std::is_same_v<typename TestFixture::Out, float> &&
-                std::is_same_v<typename TestFixture::Element, std::int8_t>) {
-    std::mt19937 generator(14);
-    for (int m : {3, 40}) {
-      const GemmProblem<T, std::int8_t, float> problem({m, 50, 96, 0, 0, 0}, generator);
-      test::DeviceBuffer<T> x(problem.x), bias(problem.bias);
-      test::DeviceBuffer<std::int8_t> w(problem.w);
-      test::DeviceBuffer<float> scale(problem.scale), y(problem.residual);
-      ASSERT_CUDA(waterweight::w8a16_gemm(
-          this->device, matrix_view<T>{x.data(), m, 96, 96},
-          int8_weight_view{w.data(), scale.data(), 50, 96, 96},
-          matrix_view<float>{y.data(), m, 50, 50},
-          waterweight::bias_residual_epilogue<T, float>{bias.data(), y.data(), 50},
-          waterweight::workspace{}, this->stream));
-      ASSERT_CUDA(cudaStreamSynchronize(this->stream));
-      this->compare(problem, Kind::residual, y.download());
-    }
-  } else {
-    GTEST_SKIP() << "covered by the float outputs";
+template <class T>
+class GemmInPlaceTest : public GemmTest<std::tuple<T, std::int8_t, float>> {};
+using ActivationTypes = ::testing::Types<__half, __nv_bfloat16>;
+TYPED_TEST_SUITE(GemmInPlaceTest, ActivationTypes);
+
+TYPED_TEST(GemmInPlaceTest, ResidualMayBeTheOutput) {
+  using T = TypeParam;
+  std::mt19937 generator(14);
+  for (int m : {3, 40}) {
+    const GemmProblem<T, std::int8_t, float> problem({m, 50, 96, 0, 0, 0}, generator);
+    test::DeviceBuffer<T> x(problem.x), bias(problem.bias);
+    test::DeviceBuffer<std::int8_t> w(problem.w);
+    test::DeviceBuffer<float> scale(problem.scale), y(problem.residual);
+    ASSERT_CUDA(waterweight::w8a16_gemm(
+        this->device, matrix_view<T>{x.data(), m, 96, 96},
+        int8_weight_view{w.data(), scale.data(), 50, 96, 96},
+        matrix_view<float>{y.data(), m, 50, 50},
+        waterweight::bias_residual_epilogue<T, float>{bias.data(), y.data(), 50},
+        waterweight::workspace{}, this->stream));
+    ASSERT_CUDA(cudaStreamSynchronize(this->stream));
+    this->compare(problem, Kind::residual, y.download());
   }
 }
 

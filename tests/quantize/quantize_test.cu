@@ -95,14 +95,15 @@ TYPED_TEST(QuantizeTest, NonFiniteRowsAreCountedAndPoisoned) {
   }
 }
 
-TYPED_TEST(QuantizeTest, TiniestMagnitudesStayInRange) {
+TYPED_TEST(QuantizeTest, MagnitudesAroundTheLeastScale) {
   std::mt19937 generator(4);
-  auto c = this->random_case(generator);
-  // Subnormal scales: the quotient w / scale may exceed 127 and must be clamped.
-  for (auto& w : c.weights) {
-    w = TypeParam(1e-43f * static_cast<float>(test::random_int(-9, 9, generator)));
+  // absmax / 127 is subnormal, then just normal.
+  for (float magnitude : {1e-43f, 1e-37f, 1.4e-36f, 1.6e-36f, 1e-30f}) {
+    auto c = this->random_case(generator);
+    std::uniform_real_distribution<float> uniform(-magnitude, magnitude);
+    for (auto& w : c.weights) w = TypeParam(uniform(generator));
+    this->check(c, 0);
   }
-  this->check(c, 0);
 }
 
 TYPED_TEST(QuantizeTest, DequantizeRoundsTheProduct) {

@@ -3,6 +3,7 @@
 
 #include <math_constants.h>
 
+#include <cfloat>
 #include <cstdint>
 
 #include <waterweight/detail/arch/convert.cuh>
@@ -50,7 +51,9 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   for (int i = 0; i < kQuantizeThreads / 32; ++i) magnitude = max(magnitude, warp_max[i]);
 
   const bool finite = magnitude < 0x7f800000u;
-  const float row_scale = finite ? __fdiv_rn(__uint_as_float(magnitude), 127.0f) : CUDART_NAN_F;
+  float row_scale = finite ? __fdiv_rn(__uint_as_float(magnitude), 127.0f) : CUDART_NAN_F;
+  // A subnormal scale would be too coarse to divide by: such a row counts as zeros.
+  if (row_scale < FLT_MIN) row_scale = 0.0f;
   if (threadIdx.x == 0) {
     scale[blockIdx.x] = row_scale;
     if (!finite) atomicAdd(bad_rows, 1);
@@ -58,9 +61,7 @@ __global__ void __launch_bounds__(kQuantizeThreads)
 
   const auto quantize = [&](T value) -> std::int8_t {
     if (!(row_scale > 0.0f)) return 0;
-    // A subnormal scale is coarse and the quotient may pass 127: hence the clamp.
-    const float quotient = rintf(__fdiv_rn(to_float(value), row_scale));
-    return static_cast<std::int8_t>(fminf(fmaxf(quotient, -127.0f), 127.0f));
+    return static_cast<std::int8_t>(rintf(__fdiv_rn(to_float(value), row_scale)));
   };
   for (int i = threadIdx.x; i < vectors; i += kQuantizeThreads) {
     const vector v = reinterpret_cast<const vector*>(row)[i];

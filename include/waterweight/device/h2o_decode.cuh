@@ -56,9 +56,7 @@ class block_h2o_decode {
     const int slot = append(k_new, v_new);
     for (int h = 0; h < group_size; ++h) {
       for (int d = threadIdx.x; d < HeadDim; d += Threads) {
-        // Rounded to T like the rotated keys, as a prefill that rotates in place has it.
-        query_[d] = detail::to_float(
-            detail::from_float<T>(rotated_element(q + h * q_stride, d, rotary_, head_.step)));
+        query_[d] = rotated_element(q + h * q_stride, d, rotary_, head_.step);
       }
       __syncthreads();  // query_ and (first time round) the appended token are visible
       compute_scores(scale * 1.4426950408889634f);
