@@ -23,6 +23,10 @@ CudaStatus query_cuda() {
   if (cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0) {
     status.driver = version_text(driver);
   }
+  if (driver == 0) {
+    status.reason = "no CUDA device: no NVIDIA driver is installed";
+    return status;
+  }
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {

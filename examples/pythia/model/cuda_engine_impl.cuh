@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +21,7 @@
 #include "examples/pythia/model/cuda_state.hpp"
 #include "examples/pythia/model/cuda_weights.hpp"
 #include "examples/pythia/model/host_sampler.hpp"
+#include "examples/pythia/model/rotary_frequencies.hpp"
 
 namespace pythia {
 
@@ -162,11 +162,7 @@ void CudaEngine<T>::plan_buffers() {
 
 template <class T>
 void CudaEngine<T>::upload_rotary() {
-  std::vector<float> inv_freq(static_cast<std::size_t>(config_.rotary_dims / 2));
-  for (std::size_t i = 0; i < inv_freq.size(); ++i) {
-    inv_freq[i] = static_cast<float>(
-        std::pow(config_.rotary_base, -2.0 * static_cast<double>(i) / config_.rotary_dims));
-  }
+  const std::vector<float> inv_freq = rotary_frequencies(config_);
   if (!inv_freq.empty()) upload(inv_freq_, inv_freq.data(), inv_freq.size());
 }
 
