@@ -219,7 +219,9 @@ void add_bench(CLI::App& app) {
   command->add_option(spellings("--batch-size"), options->batch_size, "sequences at a time")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  command->add_option("--seed", options->seed, "of the random prompts")->capture_default_str();
+  command->add_option("--seed", options->seed, "of the random prompts")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   add_model_options(*command, options->model);
   command->final_callback([options] { run_bench(*options); });
 }

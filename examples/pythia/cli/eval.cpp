@@ -1,4 +1,5 @@
 // pythia eval: the perplexity of a text or of token ids.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -6,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "examples/pythia/cli/commands.hpp"
@@ -90,6 +92,16 @@ void settle_lengths(EvalOptions& options, const Config& config, const EngineOpti
   }
 }
 
+/// One window. Under H2O one no longer than the prefill has nothing to score: it is run for its
+/// logits.
+Scores score_window(Engine& engine, const std::vector<std::int32_t>& ids, bool h2o, int prefill) {
+  if (!h2o) return engine.score(ids);
+  if (static_cast<int>(ids.size()) > prefill) return engine.score_decoded(ids, prefill);
+  Scores scores = engine.score(ids);
+  scores.nll.clear();
+  return scores;
+}
+
 Evaluation evaluate(Engine& engine, const EvalOptions& options, bool h2o,
                     const std::vector<std::int32_t>& ids) {
   Evaluation result;
@@ -99,15 +111,14 @@ Evaluation evaluate(Engine& engine, const EvalOptions& options, bool h2o,
   std::int64_t done = 0;
   for (const Window& window : windows) {
     const std::vector<std::int32_t> part(ids.begin() + window.begin, ids.begin() + window.end);
-    const int prefill = std::min(options.prefill_length, static_cast<int>(part.size()));
-    const Scores scores = h2o ? engine.score_decoded(part, prefill) : engine.score(part);
-    const std::int64_t first_token = window.begin + (h2o ? prefill : 1);  // that of scores.nll[0]
+    Scores scores = score_window(engine, part, h2o, options.prefill_length);
+    const std::int64_t first_token = window.begin + (h2o ? options.prefill_length : 1);
     const std::int64_t skip = std::max<std::int64_t>(window.scored_from - first_token, 0);
     for (std::size_t i = static_cast<std::size_t>(skip); i < scores.nll.size(); ++i) {
       result.nll_sum += scores.nll[i];
       ++result.scored;
     }
-    result.last_logits = scores.last_logits;
+    result.last_logits = std::move(scores.last_logits);
     progress.update(++done);
   }
   return result;

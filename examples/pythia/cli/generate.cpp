@@ -168,7 +168,9 @@ void add_generate(CLI::App& app) {
                    "sample among the most likely that make up this probability")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  command->add_option("--seed", sampling.seed, "of the random numbers")->capture_default_str();
+  command->add_option("--seed", sampling.seed, "of the random numbers")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   add_model_options(*command, options->model);
   command->final_callback([options, prompt] { run_generate(*options, prompt->count() > 0); });
 }

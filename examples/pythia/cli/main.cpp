@@ -24,7 +24,7 @@ int report(const std::string& message) {
 
 int run(int argc, char** argv) {
   CLI::App app("Runs GPT-NeoX (Pythia) models with INT8 weights and an H2O KV cache.", "pythia");
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);  // none is said below, in words that list the commands
   pythia::add_generate(app);
   pythia::add_quantize(app);
   pythia::add_eval(app);
@@ -32,7 +32,8 @@ int run(int argc, char** argv) {
   pythia::add_bench(app);
   try {
     app.parse(argc, argv);
-    return 0;
+    if (!app.get_subcommands().empty()) return 0;
+    throw pythia::Error("expected a command: generate, quantize, eval, tokenize or bench");
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {

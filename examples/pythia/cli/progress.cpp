@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kBarCells = 30;
 constexpr std::chrono::milliseconds kRedraw{50};
+constexpr std::chrono::milliseconds kNextLine{5000};
 
 }  // namespace
 
@@ -25,16 +26,11 @@ Progress::~Progress() {
 
 void Progress::update(std::int64_t done) {
   if (total_ <= 0) return;
-  if (terminal_) {
-    const auto now = std::chrono::steady_clock::now();
-    if (done < total_ && drawn_ && now - last_draw_ < kRedraw) return;
-    last_draw_ = now;
-    draw_bar(done);
-    return;
-  }
-  const int tenth = static_cast<int>(10 * done / total_);
-  if (tenth == last_tenth_) return;
-  last_tenth_ = tenth;
+  const auto now = std::chrono::steady_clock::now();
+  const bool first_or_last = terminal_ && (!drawn_ || done == total_);
+  if (!first_or_last && now - last_draw_ < (terminal_ ? kRedraw : kNextLine)) return;
+  last_draw_ = now;
+  if (terminal_) return draw_bar(done);
   std::fprintf(stderr, "%s: %lld of %lld %s\n", label_.c_str(), static_cast<long long>(done),
                static_cast<long long>(total_), unit_.c_str());
 }

@@ -1,4 +1,5 @@
-// How far a long command has come, on standard error: a bar on a terminal, plain lines elsewhere.
+// How far a long command has come, on standard error: a bar on a terminal; elsewhere a
+// plain line every few seconds, so that a short run says nothing.
 #pragma once
 
 #include <chrono>
@@ -26,8 +27,7 @@ class Progress {
   std::int64_t total_;
   bool terminal_;
   bool drawn_ = false;
-  int last_tenth_ = 0;
-  std::chrono::steady_clock::time_point last_draw_{};
+  std::chrono::steady_clock::time_point last_draw_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace pythia

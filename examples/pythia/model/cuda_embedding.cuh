@@ -24,7 +24,7 @@ cudaError_t embed(const T* table, const std::int32_t* tokens, int rows, int hidd
                   cudaStream_t stream) {
   constexpr int kThreads = 256;
   embedding_kernel<<<rows, kThreads, 0, stream>>>(table, tokens, hidden, residual);
-  return cudaPeekAtLastError();
+  return cudaGetLastError();
 }
 
 }  // namespace pythia

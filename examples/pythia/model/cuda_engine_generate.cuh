@@ -74,8 +74,8 @@ void CudaEngine<T>::require_room(int steps) const {
 }
 
 template <class T>
-void CudaEngine<T>::launch_step() {
-  generate_graph_.launch(launch_.stream, [this] {
+void CudaEngine<T>::capture_step() {
+  generate_graph_.capture(launch_.stream, [this] {
     const int batch = options_.batch_size;
     enqueue_decode_step(launch_, decode_step(), batch);
     check_cuda(sample(logits_, batch, config_.vocab_size, kv_.step(), 1,
@@ -83,6 +83,11 @@ void CudaEngine<T>::launch_step() {
                "sample");
     advance(batch);
   });
+}
+
+template <class T>
+void CudaEngine<T>::launch_step() {
+  generate_graph_.launch(launch_.stream);
   ++position_;
 }
 

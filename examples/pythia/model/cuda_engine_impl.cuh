@@ -65,6 +65,7 @@ class CudaEngine final : public Engine {
   void begin_scoring(const std::vector<std::int32_t>& ids, int longest, const char* limit_name);
   Scores collect(int first, int nll_count, int argmax_count, const float* last_logits);
   void advance(int batch);
+  void capture_step();
   void launch_step();
   void require_room(int steps) const;
   std::vector<std::int32_t> sampled_tokens();
@@ -132,6 +133,7 @@ CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& option
   launch_.workspace.data = workspace_;
   upload_rotary();
   load_weights(source, *data, config_, &meter_, stream_.get(), &weights_);
+  capture_step();
 }
 
 template <class T>

@@ -68,9 +68,10 @@ template <class T>
 Scores CudaEngine<T>::score_decoded(const std::vector<std::int32_t>& ids, int prefill_len) {
   begin_scoring(ids, options_.max_tokens, "max_tokens");
   const int count = static_cast<int>(ids.size());
-  const int longest_prefill = std::min(count, options_.max_prompt);
+  const int longest_prefill = std::min(count - 1, options_.max_prompt);
   if (prefill_len < 1 || prefill_len > longest_prefill) {
-    throw Error("prefill_len: expected 1 to " + std::to_string(longest_prefill) + ", found " +
+    throw Error("prefill_len: expected 1 to " + std::to_string(longest_prefill) +
+                " for a window of " + std::to_string(count) + " tokens, found " +
                 std::to_string(prefill_len));
   }
   upload_prompts({{ids.begin(), ids.begin() + prefill_len}}, prefill_len);
@@ -80,14 +81,15 @@ Scores CudaEngine<T>::score_decoded(const std::vector<std::int32_t>& ids, int pr
   check_cuda(score_rows(logits_, 1, config_.vocab_size, scoring_->sequence(), nullptr,
                         prefill_len - 1, tokens_, launch_.stream),
              "score_rows");
+  score_graph_.capture(launch_.stream, [this] {
+    enqueue_decode_step(launch_, decode_step(), 1);
+    check_cuda(score_rows(logits_, 1, config_.vocab_size, scoring_->sequence(), kv_.step(), 0,
+                          tokens_, launch_.stream),
+               "score_rows");
+    advance(1);
+  });
   for (int position = prefill_len; position < count; ++position) {
-    score_graph_.launch(launch_.stream, [this] {
-      enqueue_decode_step(launch_, decode_step(), 1);
-      check_cuda(score_rows(logits_, 1, config_.vocab_size, scoring_->sequence(), kv_.step(), 0,
-                            tokens_, launch_.stream),
-                 "score_rows");
-      advance(1);
-    });
+    score_graph_.launch(launch_.stream);
   }
   const int scored = count - prefill_len;
   return collect(prefill_len - 1, scored, scored, logits_);

@@ -33,16 +33,10 @@ class CudaGraph {
   CudaGraph(const CudaGraph&) = delete;
   CudaGraph& operator=(const CudaGraph&) = delete;
 
-  /// Replays what `enqueue` launches on `stream`; captures it first when that was not done yet.
-  template <class Enqueue>
-  void launch(cudaStream_t stream, const Enqueue& enqueue) {
-    if (executable_ == nullptr) capture(stream, enqueue);
-    check_cuda(cudaGraphLaunch(executable_, stream), "cudaGraphLaunch");
-  }
-
- private:
+  /// Records what `enqueue` launches on `stream`, once: later calls do nothing.
   template <class Enqueue>
   void capture(cudaStream_t stream, const Enqueue& enqueue) {
+    if (executable_ != nullptr) return;
     check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed),
                "cudaStreamBeginCapture");
     cudaGraph_t graph = nullptr;
@@ -57,8 +51,15 @@ class CudaGraph {
     const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
     cudaGraphDestroy(graph);
     check_cuda(status, "cudaGraphInstantiate");
+    check_cuda(cudaGraphUpload(executable_, stream), "cudaGraphUpload");
   }
 
+  /// Replays the recording.
+  void launch(cudaStream_t stream) {
+    check_cuda(cudaGraphLaunch(executable_, stream), "cudaGraphLaunch");
+  }
+
+ private:
   cudaGraphExec_t executable_ = nullptr;
 };
 

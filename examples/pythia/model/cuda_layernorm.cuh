@@ -54,7 +54,7 @@ cudaError_t layernorm(const float* x, const std::int32_t* row_index, int rows, i
                       cudaStream_t stream) {
   constexpr int kThreads = 256;
   layernorm_kernel<<<rows, kThreads, 0, stream>>>(x, row_index, hidden, eps, first, second);
-  return cudaPeekAtLastError();
+  return cudaGetLastError();
 }
 
 }  // namespace pythia

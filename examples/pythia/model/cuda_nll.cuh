@@ -51,7 +51,7 @@ inline cudaError_t score_rows(const float* logits, int rows, int vocab, ScoredSe
   constexpr int kThreads = 512;
   nll_kernel<kThreads>
       <<<rows, kThreads, 0, stream>>>(logits, vocab, sequence, step, first, next_token);
-  return cudaPeekAtLastError();
+  return cudaGetLastError();
 }
 
 }  // namespace pythia

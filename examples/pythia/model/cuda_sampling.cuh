@@ -163,7 +163,7 @@ inline cudaError_t sample(const float* logits, int batch, int vocab, const std::
                           int offset, const SamplingTarget& target, cudaStream_t stream) {
   sampling_kernel<kSamplingThreads>
       <<<batch, kSamplingThreads, 0, stream>>>(logits, vocab, positions, offset, target);
-  return cudaPeekAtLastError();
+  return cudaGetLastError();
 }
 
 }  // namespace pythia

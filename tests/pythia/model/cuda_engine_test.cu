@@ -128,16 +128,19 @@ TEST_F(CudaEngineTest, H2oRunsPastTheFullCacheAndKeepsItsBudget) {
   }
 }
 
-TEST_F(CudaEngineTest, WindowsOfOneTokenAndWholePrefill) {
+TEST_F(CudaEngineTest, WindowsOfOneTokenAndOneDecodedToken) {
   const auto engine = cuda_test::engine(host_test::tiny_neox(), kModes[2]);
   const Scores one = engine->score({17});
   EXPECT_TRUE(one.nll.empty());
   EXPECT_EQ(one.argmax.size(), 1u);
   const Ids ids = arbitrary_ids(30, 2048, 9);
-  const Scores whole = engine->score_decoded(ids, 30);
-  EXPECT_TRUE(whole.nll.empty());
-  EXPECT_LT(host_test::relative_difference(whole.last_logits, engine->score(ids).last_logits),
-            1e-3);
+  const Scores whole = engine->score(ids);
+  const Scores last = engine->score_decoded(ids, 29);
+  ASSERT_EQ(last.nll.size(), 1u);
+  EXPECT_NEAR(last.nll[0], whole.nll[28], 0.02f);
+  EXPECT_LT(host_test::relative_difference(last.last_logits, whole.last_logits), 0.01);
+  expect_error([&] { engine->score_decoded(ids, 30); }, {"prefill_len", "1 to 29", "found 30"});
+  expect_error([&] { engine->score_decoded(ids, 0); }, {"prefill_len", "found 0"});
 }
 
 TEST_F(CudaEngineTest, NeverSamplesAtOrAboveTheVocabLimit) {
