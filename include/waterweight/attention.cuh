@@ -51,8 +51,11 @@ template <class T>
 /// h2o_advance once per token after the last layer.
 /// Evicted: lowest score among slots that are neither sinks nor among the last `recent` positions
 /// (position > step - recent), lowest position on a tie; a NaN score counts as lowest.
-/// Cost: reads length * 2 * head_dim * sizeof(T) per KV head. Deterministic.
-/// Errors: cudaErrorInvalidValue as everywhere; else the launch's own code.
+/// ws: at least h2o_decode_workspace_bytes(batch, heads, capacity, head_dim), 16-byte aligned.
+/// Cost: reads length * 2 * head_dim * sizeof(T) per KV head, in one launch. Deterministic: the
+/// slots of a head are divided and merged by the cache's shape alone, whatever the batch.
+/// Errors: cudaErrorInvalidValue as everywhere (short workspace, more slots than fit); else the
+/// launch's own code.
 template <class T>
 [[nodiscard]] cudaError_t h2o_decode_attention(const device_info& device,
                                                detail::type_identity_t<heads_view<const T>> q,
@@ -60,9 +63,22 @@ template <class T>
                                                detail::type_identity_t<heads_view<const T>> v_new,
                                                rotary_view rotary, kv_cache_view<T> cache,
                                                h2o_state_view state, h2o_budget budget,
-                                               heads_view<T> out, cudaStream_t stream) noexcept {
-  return detail::launch_decode<T>(device, q, k_new, v_new, rotary, cache, state, budget, out,
+                                               heads_view<T> out, workspace ws,
+                                               cudaStream_t stream) noexcept {
+  return detail::launch_decode<T>(device, q, k_new, v_new, rotary, cache, state, budget, out, ws,
                                   stream);
+}
+
+/// Workspace of h2o_decode_attention for caches of up to this many sequences, query heads and
+/// slots; all layers may share it. Never 0.
+constexpr std::size_t h2o_decode_workspace_bytes(int batch, int heads, int capacity,
+                                                 int head_dim) noexcept {
+  // Per query head: logits, and per split a partial output and two numbers; per KV head (at most as
+  // many) a counter; each of the four parts rounded up to 16 bytes.
+  const std::size_t per_head =
+      sizeof(float) * (static_cast<std::size_t>(capacity) +
+                       static_cast<std::size_t>(detail::kMaxDecodeSplits) * (head_dim + 2) + 1);
+  return static_cast<std::size_t>(batch) * heads * per_head + 4 * 16;
 }
 
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <waterweight/attention.cuh>
+#include <waterweight/detail/arch/pdl.cuh>
 #include <waterweight/device/epilogue.cuh>
 #include <waterweight/device/gemv.cuh>
-#include <waterweight/device/h2o_decode.cuh>
+#include <waterweight/device/h2o_account.cuh>
+#include <waterweight/device/h2o_attend.cuh>
 #include <waterweight/device/prologue.cuh>
 #include <waterweight/device/reduce.cuh>
 #include <waterweight/device/rotary.cuh>

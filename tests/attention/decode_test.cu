@@ -39,7 +39,7 @@ class DecodeTest : public test::GpuTest {
   cudaError_t step(Run& run, test::CacheHarness<T>& layer, const h2o_budget& budget, int t) {
     const cudaError_t status = waterweight::h2o_decode_attention(
         device, run.q.device_token(t), run.k.device_token(t), run.v.device_token(t), run.rotary(),
-        layer.cache(), layer.state(), budget, run.out.device_token(t), stream);
+        layer.cache(), layer.state(), budget, run.out.device_token(t), layer.workspace(), stream);
     if (status != cudaSuccess) return status;
     return waterweight::h2o_advance(layer.state(), layer.batch, layer.capacity, stream);
   }
@@ -53,7 +53,7 @@ class DecodeTest : public test::GpuTest {
                  << s.head_dim << " budget " << budget.sinks << "+" << budget.heavy << "+"
                  << budget.recent << (scored ? "" : " (full attention)"));
     Run run(s, steps, generator);
-    test::CacheHarness<T> layer(s.batch, s.kv_heads, capacity, s.head_dim, scored);
+    test::CacheHarness<T> layer(s.batch, s.heads, s.kv_heads, capacity, s.head_dim, scored);
     run.out.poison();
     const double ulp = std::is_same_v<T, __half> ? 1.0 / 1024 : 1.0 / 128;
     for (int t = 0; t < steps; ++t) {
@@ -110,6 +110,7 @@ class DecodeTest : public test::GpuTest {
         }
       }
     }
+    EXPECT_TRUE(layer.workspace_is_zero());
   }
 };
 
@@ -145,14 +146,22 @@ TYPED_TEST(DecodeTest, FullAttention) {
   this->check_steps({2, 2, 1, 80}, {}, false, 151, 150, generator);
 }
 
+TYPED_TEST(DecodeTest, ManySlotsPerHead) {
+  std::mt19937 generator(39);
+  // Several rounds per split, then all splits in use: head_dim 256 holds 32 slots at a time.
+  this->check_steps({1, 2, 1, 256}, {}, false, 400, 300, generator);
+  const h2o_budget budget{4, 200, 108};
+  this->check_steps({1, 2, 2, 80}, budget, true, budget.capacity(), 330, generator);
+}
+
 TYPED_TEST(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
   std::mt19937 generator(35);
   using T = TypeParam;
   const Shape s{1, 3, 3, 80};
   const h2o_budget budget{2, 60, 37};
   typename TestFixture::Run run(s, 90, generator);
-  test::CacheHarness<T> scored(1, 3, budget.capacity(), 80, true);
-  test::CacheHarness<T> plain(1, 3, budget.capacity(), 80, false);
+  test::CacheHarness<T> scored(1, 3, 3, budget.capacity(), 80, true);
+  test::CacheHarness<T> plain(1, 3, 3, budget.capacity(), 80, false);
   std::vector<T> outputs[2];
   for (auto* layer : {&scored, &plain}) {
     run.out.poison();
@@ -164,18 +173,61 @@ TYPED_TEST(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
   EXPECT_TRUE(test::same_bits(outputs[0], outputs[1]));
 }
 
+TYPED_TEST(DecodeTest, RaggedBatchEqualsEachSequenceAloneBitForBit) {
+  std::mt19937 generator(40);
+  using T = TypeParam;
+  const h2o_budget budget{1, 9, 8};
+  const int steps = 45;
+  typename TestFixture::Run run({3, 4, 2, 80}, steps, generator);
+  test::CacheHarness<T> together(3, 4, 2, budget.capacity(), 80, true);
+  // Sequences start at different absolute positions, so they fill and evict at different steps.
+  const std::vector<std::int32_t> first{0, 7, 1000};
+  together.d_step.upload(first);
+  for (int t = 0; t < steps; ++t) ASSERT_CUDA(this->step(run, together, budget, t));
+  ASSERT_CUDA(cudaStreamSynchronize(this->stream));
+  run.out.download();
+  together.download();
+  const std::vector<T> all = run.out.host;
+  for (int b = 0; b < 3; ++b) {
+    test::CacheHarness<T> alone(1, 4, 2, budget.capacity(), 80, true);
+    alone.d_step.upload({first[static_cast<std::size_t>(b)]});
+    const auto only = [&](waterweight::heads_view<T> view) {
+      view.data += b * view.batch_stride;
+      view.batch = 1;
+      return view;
+    };
+    run.out.poison();
+    for (int t = 0; t < steps; ++t) {
+      ASSERT_CUDA(waterweight::h2o_decode_attention(
+          this->device, only(run.q.device_token(t)), only(run.k.device_token(t)),
+          only(run.v.device_token(t)), run.rotary(), alone.cache(), alone.state(), budget,
+          only(run.out.device_token(t)), alone.workspace(), this->stream));
+      ASSERT_CUDA(waterweight::h2o_advance(alone.state(), 1, budget.capacity(), this->stream));
+    }
+    ASSERT_CUDA(cudaStreamSynchronize(this->stream));
+    run.out.download();
+    alone.download();
+    const std::size_t begin = b * run.out.view().batch_stride;
+    EXPECT_EQ(0, std::memcmp(all.data() + begin, run.out.host.data() + begin,
+                             (45 * run.out.view().token_stride - 16) * sizeof(T)));
+    EXPECT_TRUE(std::equal(alone.position.begin(), alone.position.end(),
+                           together.position.begin() + b * alone.position.size()));
+  }
+}
+
 TYPED_TEST(DecodeTest, EachStepAddsAMassOfOneAndEvictsOneKey) {
   std::mt19937 generator(36);
   using T = TypeParam;
   const Shape s{2, 4, 2, 64};
   const h2o_budget budget{2, 10, 8};
   typename TestFixture::Run run(s, 60, generator);
-  test::CacheHarness<T> layer(2, 2, budget.capacity(), 64, true);
+  test::CacheHarness<T> layer(2, 4, 2, budget.capacity(), 64, true);
   double dropped[4] = {};
   for (int t = 0; t < 60; ++t) {
     ASSERT_CUDA(waterweight::h2o_decode_attention(
         this->device, run.q.device_token(t), run.k.device_token(t), run.v.device_token(t),
-        run.rotary(), layer.cache(), layer.state(), budget, run.out.device_token(t), this->stream));
+        run.rotary(), layer.cache(), layer.state(), budget, run.out.device_token(t),
+        layer.workspace(), this->stream));
     ASSERT_CUDA(cudaStreamSynchronize(this->stream));
     layer.download();
     for (int head = 0; head < 4; ++head) {
@@ -215,8 +267,8 @@ TYPED_TEST(DecodeTest, OneCapturedGraphServesGrowthAndSteadyStateBitForBit) {
   const Shape s{1, 2, 2, 80};
   const h2o_budget budget{0, 12, 12};
   typename TestFixture::Run run(s, 1, generator);  // the same token again and again
-  test::CacheHarness<T> eager(1, 2, budget.capacity(), 80, true);
-  test::CacheHarness<T> captured(1, 2, budget.capacity(), 80, true);
+  test::CacheHarness<T> eager(1, 2, 2, budget.capacity(), 80, true);
+  test::CacheHarness<T> captured(1, 2, 2, budget.capacity(), 80, true);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   ASSERT_CUDA(cudaStreamBeginCapture(this->stream, cudaStreamCaptureModeThreadLocal));
@@ -248,7 +300,7 @@ TYPED_TEST(DecodeTest, ANaNStaysInItsHeadAndEvictsNobodyProtected) {
   const Shape s{1, 2, 2, 64};
   const h2o_budget budget{1, 6, 5};
   typename TestFixture::Run run(s, 40, generator);
-  test::CacheHarness<T> clean(1, 2, budget.capacity(), 64, true);
+  test::CacheHarness<T> clean(1, 2, 2, budget.capacity(), 64, true);
   for (int t = 0; t < 40; ++t) ASSERT_CUDA(this->step(run, clean, budget, t));
   ASSERT_CUDA(cudaStreamSynchronize(this->stream));
   run.out.download();
@@ -258,7 +310,7 @@ TYPED_TEST(DecodeTest, ANaNStaysInItsHeadAndEvictsNobodyProtected) {
   reference::head_data(run.k.view(), 0, 20, 1)[0] = static_cast<T>(INFINITY);
   run.q.upload();
   run.k.upload();
-  test::CacheHarness<T> dirty(1, 2, budget.capacity(), 64, true);
+  test::CacheHarness<T> dirty(1, 2, 2, budget.capacity(), 64, true);
   for (int t = 0; t < 40; ++t) {
     ASSERT_CUDA(this->step(run, dirty, budget, t));
     ASSERT_CUDA(cudaStreamSynchronize(this->stream));
@@ -292,8 +344,10 @@ TEST(DecodeArguments, AreCheckedBeforeAnyLaunch) {
   const waterweight::h2o_state_view state{score, integers, integers, integers, integers};
   const h2o_budget budget{0, 2, 1};
   const auto call = [&](waterweight::heads_view<__half> q, waterweight::kv_cache_view<__half> c,
-                        waterweight::h2o_state_view st, h2o_budget b, rotary_view rotary) {
-    return waterweight::h2o_decode_attention(device, q, good, good, rotary, c, st, b, q, nullptr);
+                        waterweight::h2o_state_view st, h2o_budget b, rotary_view rotary,
+                        std::size_t bytes = 1 << 20) {
+    return waterweight::h2o_decode_attention(device, q, good, good, rotary, c, st, b, q,
+                                             {data, bytes}, nullptr);
   };
   const rotary_view rotary{inv_freq, 16};
   auto q = good;
@@ -317,6 +371,8 @@ TEST(DecodeArguments, AreCheckedBeforeAnyLaunch) {
   c = cache;
   c.capacity = 1 << 20;  // more scores than a block's shared memory holds
   EXPECT_EQ(cudaErrorInvalidValue, call(good, c, state, {0, (1 << 20) - 1, 0}, rotary));
+  EXPECT_EQ(cudaErrorInvalidValue,
+            call(good, cache, state, budget, rotary, 64));  // short workspace
   EXPECT_EQ(cudaErrorInvalidValue, waterweight::h2o_advance(state, 0, 4, nullptr));
 }
 

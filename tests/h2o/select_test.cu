@@ -17,7 +17,7 @@ class SelectTest : public test::GpuTest {
     test::Heads<T> k(batch, tokens, kv_heads, head_dim), v(batch, tokens, kv_heads, head_dim);
     k.fill(generator);
     v.fill(generator);
-    test::CacheHarness<T> layer(batch, kv_heads, budget.capacity(), head_dim, true);
+    test::CacheHarness<T> layer(batch, kv_heads, kv_heads, budget.capacity(), head_dim, true);
     layer.download();
     reference::h2o_select_and_compact(k.view(), v.view(), sums.data(),
                                       lengths.empty() ? nullptr : lengths.data(), budget,

@@ -1,6 +1,8 @@
 // A layer's cache and state on the device with a host mirror, and one decode step on both sides.
 #pragma once
 
+#include <algorithm>
+
 #include <waterweight/attention.cuh>
 #include <waterweight/h2o.cuh>
 #include <waterweight/reference/h2o.hpp>
@@ -13,7 +15,7 @@ namespace test {
 template <class T>
 class CacheHarness {
  public:
-  CacheHarness(int batch, int kv_heads, int capacity, int head_dim, bool scored)
+  CacheHarness(int batch, int heads, int kv_heads, int capacity, int head_dim, bool scored)
       : batch(batch),
         kv_heads(kv_heads),
         capacity(capacity),
@@ -25,8 +27,10 @@ class CacheHarness {
         d_position(slots()),
         d_free(static_cast<std::size_t>(batch) * kv_heads),
         d_step(batch),
-        d_length(batch) {
+        d_length(batch),
+        d_workspace(waterweight::h2o_decode_workspace_bytes(batch, heads, capacity, head_dim)) {
     empty();
+    d_workspace.upload(std::vector<unsigned char>(d_workspace.size(), 0));
   }
 
   std::size_t slots() const { return static_cast<std::size_t>(batch) * kv_heads * capacity; }
@@ -56,6 +60,11 @@ class CacheHarness {
     return {scored ? score.data() : nullptr, position.data(), free_slot.data(), step.data(),
             length.data()};
   }
+  waterweight::workspace workspace() { return {d_workspace.data(), d_workspace.size()}; }
+  bool workspace_is_zero() {
+    const std::vector<unsigned char> bytes = d_workspace.download();
+    return std::all_of(bytes.begin(), bytes.end(), [](unsigned char byte) { return byte == 0; });
+  }
   void download() {
     k = d_k.download();
     v = d_v.download();
@@ -71,6 +80,7 @@ class CacheHarness {
   DeviceBuffer<T> d_k, d_v;
   DeviceBuffer<float> d_score;
   DeviceBuffer<std::int32_t> d_position, d_free, d_step, d_length;
+  DeviceBuffer<unsigned char> d_workspace;
   std::vector<T> k, v;
   std::vector<float> score;
   std::vector<std::int32_t> position, free_slot, step, length;

@@ -55,8 +55,8 @@ struct bias_gelu_tanh_epilogue {
   }
 };
 
-/// Y = residual + X W^T + bias. bias: [N] of T; residual: [M, N] of R, rows `ld` apart. The residual
-/// may be Y itself: each element is read and written by the same thread.
+/// Y = residual + X W^T + bias. bias: [N] of T; residual: [M, N] of R, rows `ld` apart. The
+/// residual may be Y itself: each element is read and written by the same thread.
 template <class T, class R>
 struct bias_residual_epilogue {
   const T* bias;

@@ -7,14 +7,22 @@
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
-/// Combines `value` of all Threads threads by the associative `op`; every thread gets the result.
-/// `scratch`: Threads / 32 elements of shared memory, free for reuse after the next __syncthreads.
-template <int Threads, class T, class Op>
-__device__ __forceinline__ T block_reduce(T value, T* scratch, const Op& op) {
+/// Combines `value` of a warp's lanes by the associative, commutative `op`; every lane gets the
+/// result.
+template <class T, class Op>
+__device__ __forceinline__ T warp_reduce(T value, const Op& op) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
     value = op(value, __shfl_xor_sync(0xffffffffu, value, offset));
   }
+  return value;
+}
+
+/// Combines `value` of all Threads threads by the associative `op`; every thread gets the result.
+/// `scratch`: Threads / 32 elements of shared memory, free for reuse after the next __syncthreads.
+template <int Threads, class T, class Op>
+__device__ __forceinline__ T block_reduce(T value, T* scratch, const Op& op) {
+  value = warp_reduce(value, op);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
   __syncthreads();
   value = scratch[0];

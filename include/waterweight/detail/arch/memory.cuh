@@ -19,6 +19,11 @@ __device__ __forceinline__ uint4 load_streaming(const void* pointer) {
   return value;
 }
 
+/// 16 bytes from L2, past an L1 that may hold a version from before the current kernel.
+__device__ __forceinline__ uint4 load_l2(const void* pointer) {
+  return __ldcg(static_cast<const uint4*>(pointer));
+}
+
 /// Starts a copy of 16 bytes of which the first `source_bytes` (0 to 16) come from global memory
 /// and the rest are zeros. Both addresses 16-byte aligned; with 0 the source is not touched.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int source_bytes) {

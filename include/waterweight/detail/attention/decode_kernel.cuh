@@ -1,8 +1,9 @@
-// The device-wide kernels over rotary.cuh and h2o_decode.cuh.
+// The device-wide kernels over rotary.cuh, h2o_attend.cuh and h2o_account.cuh.
 #pragma once
 
 #include <waterweight/detail/attention/common.cuh>
-#include <waterweight/device/h2o_decode.cuh>
+#include <waterweight/device/h2o_account.cuh>
+#include <waterweight/device/h2o_attend.cuh>
 #include <waterweight/device/rotary.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -27,35 +28,137 @@ __global__ void __launch_bounds__(kRotaryThreads)
   element[half] = from_float<T>(turned.y);
 }
 
-inline constexpr int kDecodeThreads = 512;
+inline constexpr int kDecodeThreads = 256;
+/// More splits than this and the merge costs more than the split saves.
+inline constexpr int kMaxDecodeSplits = 8;
 
-/// One block per (KV head, sequence).
+/// Splits of each head: what a block holds in registers at once, up to the limit. A function of the
+/// cache alone, never of the batch: a sequence gives the same bits alone and in company.
+WATERWEIGHT_HOST_DEVICE constexpr int decode_splits(int capacity, int slots_per_round) {
+  const int wanted = (capacity + slots_per_round - 1) / slots_per_round;
+  return wanted < kMaxDecodeSplits ? wanted : kMaxDecodeSplits;
+}
+
+/// Slots [begin, end) of split `split` when `live` slots are in use.
+struct split_range {
+  int begin;
+  int end;
+
+  __device__ __forceinline__ split_range(int split, int splits, int live) {
+    const int each = (live + splits - 1) / splits;
+    begin = min(split * each, live);
+    end = min(begin + each, live);
+  }
+};
+
+/// Scratch of one decode step in the caller's workspace. All of it is zero between calls.
+struct decode_workspace {
+  unsigned* arrived;  ///< [batch, kv_heads]
+  float2* stat;       ///< [batch, heads, splits]
+  float* partial;     ///< [batch, heads, splits, head_dim]
+  float* logit;       ///< [batch, heads, capacity]
+
+  static std::size_t align(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
+
+  /// Lays the parts out from `base`; returns the bytes they take.
+  std::size_t place(void* base, std::size_t batch, std::size_t heads, std::size_t kv_heads,
+                    std::size_t splits, std::size_t capacity, std::size_t head_dim) {
+    std::size_t offset = 0;
+    const auto next = [&](std::size_t bytes) {
+      const std::size_t here = offset;
+      offset += align(bytes);
+      // With a null base only the size is wanted.
+      return base == nullptr ? nullptr : static_cast<std::byte*>(base) + here;
+    };
+    partial = reinterpret_cast<float*>(next(batch * heads * splits * head_dim * sizeof(float)));
+    logit = reinterpret_cast<float*>(next(batch * heads * capacity * sizeof(float)));
+    stat = reinterpret_cast<float2*>(next(batch * heads * splits * sizeof(float2)));
+    arrived = reinterpret_cast<unsigned*>(next(batch * kv_heads * sizeof(unsigned)));
+    return offset;
+  }
+};
+
+/// One block per (split, KV head, sequence). The block of a head that arrives last merges the
+/// splits, accounts and evicts: it reads what the others wrote, in split order, so the result does
+/// not depend on which one it is.
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_kernel(heads_view<const T> q, heads_view<const T> k_new, heads_view<const T> v_new,
                   rotary_view rotary, kv_cache_view<T> cache, h2o_state_view state,
-                  h2o_budget budget, heads_view<T> out, float scale) {
+                  h2o_budget budget, heads_view<T> out, decode_workspace ws, float scale) {
   extern __shared__ __align__(16) std::byte shared[];
-  const int kv_head = blockIdx.x, sequence = blockIdx.y;
+  const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, sequence = blockIdx.z;
   const int group_size = q.heads / k_new.heads;
   const std::int64_t row = std::int64_t{sequence} * cache.kv_heads + kv_head;
   const std::int64_t slots = row * cache.capacity;
+  const std::int64_t query_head = std::int64_t{sequence} * q.heads + kv_head * group_size;
+  const int live = min(state.length[sequence] + 1, cache.capacity);
+  const int fresh = min(max(state.free_slot[row], 0), live - 1);
+  const int step = state.step[sequence];
+
   const h2o_head<T> head{cache.k + slots * HeadDim,
                          cache.v + slots * HeadDim,
-                         state.score == nullptr ? nullptr : state.score + slots,
                          state.position + slots,
-                         state.free_slot + row,
-                         cache.capacity,
-                         state.step[sequence],
-                         state.length[sequence],
-                         budget.sinks,
-                         budget.recent};
-  block_h2o_decode<T, HeadDim, kDecodeThreads> block(head, rotary, shared);
-  block.run(q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride,
-            q.head_stride, k_new.data + sequence * k_new.batch_stride + kv_head * k_new.head_stride,
-            v_new.data + sequence * v_new.batch_stride + kv_head * v_new.head_stride,
-            out.data + sequence * out.batch_stride + kv_head * group_size * out.head_stride,
-            out.head_stride, group_size, scale);
+                         fresh,
+                         step,
+                         live};
+  const split_range range(split, splits, live);
+  float2* const stat = ws.stat + query_head * splits;
+  float* const partial = ws.partial + query_head * splits * HeadDim;
+  float* const logit = ws.logit + query_head * cache.capacity;
+  const h2o_split_output output{
+      logit, cache.capacity, stat + split, splits, partial + split * HeadDim, splits * HeadDim};
+  block_h2o_attend<T, HeadDim, kDecodeThreads> block(head, range.begin, range.end, shared);
+  block.begin();
+  block.attend(q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride,
+               q.head_stride,
+               k_new.data + sequence * k_new.batch_stride + kv_head * k_new.head_stride,
+               v_new.data + sequence * v_new.batch_stride + kv_head * v_new.head_stride, group_size,
+               rotary, scale, output);
+
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = splits == 1 || atomicAdd(ws.arrived + row, 1u) == static_cast<unsigned>(splits) - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+
+  for (int h = 0; h < group_size; ++h) {
+    const h2o_softmax softmax(stat + h * splits, splits);
+    T* out_head =
+        out.data + sequence * out.batch_stride + (kv_head * group_size + h) * out.head_stride;
+    for (int d = threadIdx.x; d < HeadDim; d += kDecodeThreads) {
+      out_head[d] = from_float<T>(merged_element(
+          softmax, stat + h * splits, partial + h * splits * HeadDim, splits, HeadDim, d));
+    }
+  }
+  if (state.score == nullptr) {
+    advance_free_slot(state.free_slot + row, live);
+  } else {
+    const h2o_account_head account{state.score + slots,
+                                   state.position + slots,
+                                   state.free_slot + row,
+                                   cache.capacity,
+                                   fresh,
+                                   step,
+                                   live,
+                                   budget.sinks,
+                                   budget.recent};
+    block_h2o_account<kDecodeThreads>(
+        account, logit, cache.capacity, group_size,
+        [&](int h) { return h2o_softmax(stat + h * splits, splits); },
+        reinterpret_cast<unsigned long long*>(shared));
+  }
+  __syncthreads();  // everybody has read: leave the workspace as it was found
+  for (int i = threadIdx.x; i < group_size * splits * HeadDim; i += kDecodeThreads) partial[i] = 0;
+  for (int i = threadIdx.x; i < group_size * splits; i += kDecodeThreads) {
+    stat[i] = make_float2(0.0f, 0.0f);
+  }
+  for (int i = threadIdx.x; i < group_size * cache.capacity; i += kDecodeThreads) logit[i] = 0;
+  if (threadIdx.x == 0) ws.arrived[row] = 0;
 }
 
 }  // namespace detail

@@ -76,25 +76,35 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
                           const heads_view<const T>& k_new, const heads_view<const T>& v_new,
                           const rotary_view& rotary, const kv_cache_view<T>& cache,
                           const h2o_state_view& state, const h2o_budget& budget,
-                          const heads_view<T>& out, cudaStream_t stream) {
+                          const heads_view<T>& out, const workspace& ws, cudaStream_t stream) {
   static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
   const bool valid =
-      valid_heads(q) && valid_heads(k_new) && valid_heads(v_new) && valid_heads(out) &&
-      q.tokens == 1 && same_tokens(q, k_new) && same_tokens(q, v_new) && same_tokens(q, out) &&
-      q.heads == out.heads && k_new.heads == v_new.heads && q.heads % k_new.heads == 0 &&
-      valid_rotary(rotary, q.head_dim) && valid_cache(cache) && cache.batch == q.batch &&
-      cache.kv_heads == k_new.heads && cache.head_dim == q.head_dim && valid_state(state) &&
-      (state.score == nullptr || valid_budget(budget, cache.capacity));
+      device.max_shared_bytes > 0 && valid_heads(q) && valid_heads(k_new) && valid_heads(v_new) &&
+      valid_heads(out) && q.tokens == 1 && same_tokens(q, k_new) && same_tokens(q, v_new) &&
+      same_tokens(q, out) && q.heads == out.heads && k_new.heads == v_new.heads &&
+      q.heads % k_new.heads == 0 && valid_rotary(rotary, q.head_dim) && valid_cache(cache) &&
+      cache.batch == q.batch && cache.kv_heads == k_new.heads && cache.head_dim == q.head_dim &&
+      valid_state(state) && (state.score == nullptr || valid_budget(budget, cache.capacity));
   if (!valid) return cudaErrorInvalidValue;
   const float scale = 1.0f / std::sqrt(static_cast<float>(q.head_dim));
   return dispatch_head_dim(q.head_dim, [&](auto dim) {
     constexpr int kHeadDim = decltype(dim)::value;
-    const std::size_t shared = h2o_decode_shared_bytes<kHeadDim, kDecodeThreads>(cache.capacity);
-    if (shared > static_cast<std::size_t>(device.max_shared_bytes)) return cudaErrorInvalidValue;
+    using shape = h2o_split_shape<kHeadDim, kDecodeThreads>;
+    const int splits = decode_splits(cache.capacity, shape::kSlots);
+    const std::size_t shared =
+        shape::shared_bytes(static_cast<int>(ceil_div(cache.capacity, splits)));
+    decode_workspace parts;
+    const std::size_t needed = parts.place(ws.data, cache.batch, q.heads, cache.kv_heads, splits,
+                                           cache.capacity, kHeadDim);
+    if (!valid_workspace(ws, needed) || !is_aligned(ws.data, 16) ||
+        shared > static_cast<std::size_t>(device.max_shared_bytes)) {
+      return cudaErrorInvalidValue;
+    }
     return launch(decode_kernel<T, kHeadDim>,
-                  dim3(static_cast<unsigned>(cache.kv_heads), static_cast<unsigned>(q.batch)),
+                  dim3(static_cast<unsigned>(splits), static_cast<unsigned>(cache.kv_heads),
+                       static_cast<unsigned>(q.batch)),
                   kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, budget,
-                  out, scale);
+                  out, parts, scale);
   });
 }
 

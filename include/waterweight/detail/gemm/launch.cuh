@@ -21,7 +21,7 @@ struct gemm_launcher {
   cudaError_t gemv() const {
     return launch(gemv_kernel<T, Element, Out, Epilogue, NTiles>,
                   dim3(static_cast<unsigned>(ceil_div(w.rows, 16))), kGemvPolicy.threads(), 0,
-                  stream, plain_prologue<T>{x.data, x.ld}, w, y.data, y.ld,
+                  stream, global_activations<T>{x.data, x.ld}, w, y.data, y.ld,
                   static_cast<int>(x.rows), epilogue);
   }
 
