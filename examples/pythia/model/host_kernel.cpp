@@ -123,22 +123,30 @@ PYTHIA_KERNELS(avx512, "AVX-512", __attribute__((target("avx512f,avx512bw,avx512
                8)
 #endif
 
-const HostKernels& choose() {
+std::vector<const HostKernels*> find_supported() {
+  std::vector<const HostKernels*> supported{&kernels_baseline};
 #if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    supported.push_back(&kernels_avx2);
+  }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return kernels_avx512;
+    supported.push_back(&kernels_avx512);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2;
 #endif
-  return kernels_baseline;
+  return supported;
 }
 
 }  // namespace
 
+const std::vector<const HostKernels*>& supported_host_kernels() {
+  static const std::vector<const HostKernels*> supported = find_supported();
+  return supported;
+}
+
 const HostKernels& host_kernels() {
-  static const HostKernels& chosen = choose();
-  return chosen;
+  static const HostKernels& best = *supported_host_kernels().back();
+  return best;
 }
 
 }  // namespace pythia

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "examples/pythia/io/dtype.hpp"
 
@@ -24,7 +25,10 @@ struct HostKernels {
   void (*widen)(DType type, const void* stored, std::int64_t count, float* out);
 };
 
-/// The best kernels this processor runs.
+/// Every set of kernels this processor runs, the best last.
+const std::vector<const HostKernels*>& supported_host_kernels();
+
+/// The best of them.
 const HostKernels& host_kernels();
 
 }  // namespace pythia
