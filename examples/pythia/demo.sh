@@ -17,17 +17,10 @@ cmake -S "$repository_root" -B "$build_dir" --log-level=WARNING \
   -DWATERWEIGHT_BUILD_EXAMPLES=ON "${options[@]}"
 cmake --build "$build_dir" --target pythia
 
-# Whether option $1 is among the arguments after it.
-given() {
-  local option="$1" argument
-  for argument in "${@:2}"; do
-    [[ "$argument" == "$option" || "$argument" == "$option="* ]] && return 0
-  done
-  return 1
-}
-defaults=()
-given --model "$@" || given --model_path "$@" ||
-  defaults+=(--model "$repository_root/examples/pythia/models/tiny-neox")
-given --prompt "$@" || defaults+=(--prompt "It was a bright morning, and")
+# The model is the bundled one and the prompt this one, unless the arguments say otherwise.
+prompt=(--prompt "It was a bright morning, and")
+for argument in "$@"; do
+  [[ "$argument" == --prompt || "$argument" == --prompt=* ]] && prompt=()
+done
 echo
-exec "$build_dir/examples/pythia/pythia" generate "${defaults[@]}" "$@"
+exec "$build_dir/examples/pythia/pythia" generate "${prompt[@]}" "$@"
