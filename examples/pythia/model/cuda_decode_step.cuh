@@ -53,11 +53,12 @@ void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step,
     waterweight::kv_cache_view<T> cache = step.kv->caches[i];
     cache.batch = batch;
     run_layer(launch, config, step.weights->layers[i], activations, batch, [&] {
-      check_cuda(waterweight::h2o_decode_attention<T>(
-                     launch.device, part(0), part(1), part(2), step.rotary, cache,
-                     step.kv->states[i], step.kv->budget,
-                     contiguous_heads(activations.attention_out, config, batch, 1), launch.stream),
-                 "h2o_decode_attention");
+      check_cuda(
+          waterweight::h2o_decode_attention<T>(
+              launch.device, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
+              step.kv->budget, contiguous_heads(activations.attention_out, config, batch, 1),
+              launch.workspace, launch.stream),
+          "h2o_decode_attention");
     });
   }
   run_head(launch, config, *step.weights, activations.residual, nullptr, batch,

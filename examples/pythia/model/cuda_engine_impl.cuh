@@ -156,9 +156,12 @@ void CudaEngine<T>::plan_buffers() {
   arena_.add(&sampling_, 1);
   const std::int64_t widest =
       std::max({config_.vocab_size, config_.intermediate_size, 3 * config_.hidden_size});
-  launch_.workspace.bytes = waterweight::w8a16_gemm_workspace_bytes(
+  const std::size_t gemm = waterweight::w8a16_gemm_workspace_bytes(
       std::max<std::int64_t>(static_cast<std::int64_t>(rows), kScoredRows), widest,
       std::max(config_.intermediate_size, config_.hidden_size), launch_.device);
+  const std::size_t decode = waterweight::h2o_decode_workspace_bytes(
+      options_.batch_size, config_.num_heads, kv_.capacity, config_.head_dim());
+  launch_.workspace.bytes = std::max(gemm, decode);  // left zero by each call, so they can share it
   arena_.add(&workspace_, launch_.workspace.bytes);
 }
 
