@@ -12,7 +12,7 @@
 
 namespace pythia {
 
-enum class WeightType { fp16, int8 };      // fp16 stands for the 16-bit activation type
+enum class WeightType { fp16, int8 };  // fp16 stands for the 16-bit activation type
 enum class KvType { full, h2o };
 enum class ActivationType { fp16, bf16 };  // the host path computes in fp32 whatever this says
 enum class DeviceType { cpu, cuda };
@@ -24,6 +24,7 @@ struct EngineOptions {
   DeviceType device = DeviceType::cuda;
   int batch_size = 1;
   int max_tokens = 2048;  ///< prompt + generated, the slots of a full cache
+  int max_prompt = 0;     ///< longest prompt or fully scored window; 0: max_tokens
   int sinks = 0;          ///< H2O budget, used when kv is h2o
   int heavy = 252;
   int recent = 252;
@@ -59,8 +60,8 @@ class Engine {
   /// Largest device memory in use so far, bytes; 0 on the host.
   virtual std::size_t peak_device_bytes() const = 0;
 
-  /// Full causal attention over one window, whatever the KV mode. nll[i] is of ids[i + 1]; argmax has
-  /// ids.size() entries, one per position.
+  /// Full causal attention over one window, whatever the KV mode. nll[i] is of ids[i + 1]; argmax
+  /// has ids.size() entries, one per position.
   virtual Scores score(const std::vector<std::int32_t>& ids) = 0;
 
   /// Prefills `prefill_len` tokens, then decodes the rest teacher-forced in this engine's KV mode.

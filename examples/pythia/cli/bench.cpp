@@ -1,0 +1,229 @@
+// pythia bench: fp16, int8 and int8-h2o one after another, in one run.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "examples/pythia/cli/commands.hpp"
+#include "examples/pythia/cli/options.hpp"
+#include "examples/pythia/cli/output_file.hpp"
+#include "examples/pythia/io/error.hpp"
+#include "examples/pythia/model/cuda_device.hpp"
+#include "examples/pythia/model/weights.hpp"
+
+#ifndef PYTHIA_COMMIT
+#define PYTHIA_COMMIT ""
+#endif
+
+namespace pythia {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kPrefillRuns = 5;
+constexpr int kWarmUpSteps = 16;
+constexpr int kTimedSteps = 200;  // timed one by one, apart from the run that gives tokens/s
+
+struct BenchOptions {
+  ModelOptions model;
+  std::string ckpt_dir;
+  int prefill_length = 500;
+  int decode_length = 1000;
+  int batch_size = 1;
+  std::uint64_t seed = 0;
+};
+
+struct Measurement {
+  std::string mode;
+  double first_token_ms = 0.0;
+  double tokens_per_second = 0.0;
+  double step_ms_median = 0.0;
+  double step_ms_p5 = 0.0;
+  double step_ms_p95 = 0.0;
+  std::size_t peak_device_bytes = 0;
+  std::string device;
+};
+
+template <class Function>
+double seconds_of(const Function& function) {
+  const auto start = Clock::now();
+  function();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double quantile(std::vector<double> values, double fraction) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(fraction * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+std::vector<std::vector<std::int32_t>> random_prompts(const BenchOptions& options,
+                                                      const Config& config) {
+  std::mt19937_64 random(options.seed);
+  std::vector<std::vector<std::int32_t>> prompts(static_cast<std::size_t>(options.batch_size));
+  for (auto& prompt : prompts) {
+    prompt.resize(static_cast<std::size_t>(options.prefill_length));
+    for (std::int32_t& id : prompt) {
+      id = static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(config.vocab_size));
+    }
+  }
+  return prompts;
+}
+
+Measurement measure(const ModelSource& source, const EngineOptions& setup,
+                    const BenchOptions& options) {
+  Measurement result;
+  result.mode = mode_name(setup);
+  const std::unique_ptr<Engine> engine = make_engine(source, setup);
+  result.device = engine->device_name();
+  const auto prompts = random_prompts(options, engine->config());
+  const SamplingOptions greedy;
+
+  engine->start(prompts, greedy);
+  engine->run(std::min(kWarmUpSteps, options.decode_length));
+
+  std::vector<double> first_token;
+  for (int i = 0; i < kPrefillRuns; ++i) {
+    first_token.push_back(seconds_of([&] { engine->start(prompts, greedy); }));
+  }
+  result.first_token_ms = 1e3 * quantile(first_token, 0.5);
+
+  const double decoding = seconds_of([&] { engine->run(options.decode_length); });
+  result.tokens_per_second = options.batch_size * options.decode_length / decoding;
+
+  engine->start(prompts, greedy);
+  std::vector<double> steps;
+  for (int i = 0; i < std::min(kTimedSteps, options.decode_length); ++i) {
+    steps.push_back(seconds_of([&] { engine->run(1); }));
+  }
+  result.step_ms_median = 1e3 * quantile(steps, 0.5);
+  result.step_ms_p5 = 1e3 * quantile(steps, 0.05);
+  result.step_ms_p95 = 1e3 * quantile(steps, 0.95);
+  result.peak_device_bytes = engine->peak_device_bytes();
+  return result;
+}
+
+std::string table_row(const Measurement& m) {
+  char row[256];
+  std::snprintf(row, sizeof(row), "%-9s %12.2f %12.1f %9.3f %9.3f %9.3f %14.1f\n", m.mode.c_str(),
+                m.first_token_ms, m.tokens_per_second, m.step_ms_median, m.step_ms_p5,
+                m.step_ms_p95, static_cast<double>(m.peak_device_bytes) / (1 << 20));
+  return row;
+}
+
+constexpr char kTableHead[] =
+    "mode      first tok ms     tokens/s   step ms        p5       p95  peak GPU MiB\n";
+
+std::string date_utc() {
+  const std::time_t now = std::time(nullptr);
+  char text[32];
+  std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return text;
+}
+
+/// The kernel module's version line, empty where there is none.
+std::string driver_version() {
+  std::ifstream file("/proc/driver/nvidia/version");
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+nlohmann::ordered_json to_json(const Measurement& m) {
+  nlohmann::ordered_json json;
+  json["mode"] = m.mode;
+  json["time_to_first_token_ms"] = m.first_token_ms;
+  json["tokens_per_second"] = m.tokens_per_second;
+  json["step_ms"] = {{"median", m.step_ms_median}, {"p5", m.step_ms_p5}, {"p95", m.step_ms_p95}};
+  json["peak_device_bytes"] = m.peak_device_bytes;
+  return json;
+}
+
+void run_bench(const BenchOptions& options) {
+  if (!options.model.mode.empty() || !options.model.weights.empty() || !options.model.kv.empty()) {
+    throw Error("bench: runs fp16, int8 and int8-h2o; expected no --mode, --weights or --kv");
+  }
+  const OutputFile output(options.model.json);
+  const ModelSource source = model_source(options.model);
+  const Config config = source_config(source);
+  ModelSource int8_source = source;
+  if (!options.ckpt_dir.empty()) {
+    ModelOptions checkpoint;
+    checkpoint.model = options.ckpt_dir;
+    int8_source = model_source(checkpoint);
+  }
+
+  nlohmann::ordered_json json;
+  json["model"] = source.random_name.empty() ? source.dir.string() : "random:" + source.random_name;
+  json["dtype"] = options.model.dtype;
+  json["batch_size"] = options.batch_size;
+  json["prefill_len"] = options.prefill_length;
+  json["decode_len"] = options.decode_length;
+  json["budget"] = {{"recent", options.model.recent},
+                    {"heavy", options.model.heavy},
+                    {"sinks", options.model.sinks}};
+  json["seed"] = options.seed;
+  json["date"] = date_utc();
+  json["commit"] = PYTHIA_COMMIT;
+
+  ModelOptions model = options.model;
+  model.device = chosen_device(options.model) == DeviceType::cuda ? "cuda" : "cpu";
+  std::string device;
+  auto results = nlohmann::ordered_json::array();
+  for (const char* mode : {"fp16", "int8", "int8-h2o"}) {
+    model.mode = mode;
+    EngineOptions setup = engine_options(model, source);
+    const ModelSource& weights = setup.weights == WeightType::int8 ? int8_source : source;
+    const std::int64_t tokens = std::int64_t{options.prefill_length} + options.decode_length;
+    check_context(config, setup, tokens, "--prefill_len + --decode_len");
+    setup.batch_size = options.batch_size;
+    setup.max_tokens = static_cast<int>(tokens);
+    setup.max_prompt = options.prefill_length;
+    const Measurement measurement = measure(weights, setup, options);
+    if (results.empty()) {
+      device = measurement.device;
+      write_stdout(device + ", batch " + std::to_string(options.batch_size) + ", prompt " +
+                   std::to_string(options.prefill_length) + ", decode " +
+                   std::to_string(options.decode_length) + ", " + options.model.dtype + "\n" +
+                   kTableHead);
+    }
+    write_stdout(table_row(measurement));
+    results.push_back(to_json(measurement));
+  }
+  json["device"] = device;
+  json["driver"] = model.device == "cuda" ? driver_version() : "";
+  json["cuda"] = query_cuda().driver;
+  json["results"] = results;
+  output.write_json(json);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("bench", "Speed and memory of fp16, int8 and int8-h2o, one after another");
+  const auto options = std::make_shared<BenchOptions>();
+  command->add_option(spellings("--ckpt-dir"), options->ckpt_dir,
+                      "INT8 checkpoint for the int8 modes (default: quantize when loading)");
+  command->add_option(spellings("--prefill-len"), options->prefill_length, "tokens of each prompt")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command->add_option(spellings("--decode-len"), options->decode_length, "decode steps")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command->add_option(spellings("--batch-size"), options->batch_size, "sequences at a time")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--seed", options->seed, "of the random prompts")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  add_model_options(*command, options->model);
+  command->final_callback([options] { run_bench(*options); });
+}
+
+}  // namespace pythia

@@ -1,0 +1,68 @@
+// What is launched for one token: the sequence that becomes the CUDA Graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <waterweight/attention.cuh>
+#include <waterweight/h2o.cuh>
+
+#include "examples/pythia/model/cuda_embedding.cuh"
+#include "examples/pythia/model/cuda_layer.cuh"
+
+namespace pythia {
+
+/// Everything a step touches, in device memory that does not move.
+template <class T>
+struct DecodeStep {
+  const Config* config = nullptr;
+  const CudaWeights<T>* weights = nullptr;
+  const KvState<T>* kv = nullptr;
+  Activations<T> activations;  ///< at least batch rows
+  waterweight::rotary_view rotary;
+  const std::int32_t* tokens = nullptr;  ///< [batch] to be fed
+  float* logits = nullptr;               ///< [batch, vocab] of what follows them
+};
+
+/// The last LayerNorm and the head: logits[rows, vocab] of rows of the residual stream; row_index
+/// as in layernorm().
+template <class T>
+void run_head(const LaunchContext& launch, const Config& config, const CudaWeights<T>& weights,
+              const float* residual, const std::int32_t* row_index, int rows, T* normed,
+              float* logits) {
+  check_cuda(layernorm(residual, row_index, rows, config.hidden_size,
+                       static_cast<float>(config.layer_norm_eps),
+                       norm_into(weights.final_norm, normed), LayerNormOutput<T>{}, launch.stream),
+             "layernorm");
+  apply_linear(launch, weights.embed_out, normed, rows, logits, waterweight::identity_epilogue{});
+}
+
+/// Feeds tokens[b] of the first `batch` sequences at position step[b]; leaves the logits. The
+/// caller appends what makes the next tokens of them, then h2o_advance.
+template <class T>
+void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step, int batch) {
+  const Config& config = *step.config;
+  const Activations<T>& activations = step.activations;
+  check_cuda(embed(step.weights->embedding, step.tokens, batch, config.hidden_size,
+                   activations.residual, launch.stream),
+             "embed");
+  const auto part = [&](int index) {
+    return qkv_part<T>(activations.qkv, index, config, batch, 1);
+  };
+  for (std::size_t i = 0; i < step.weights->layers.size(); ++i) {
+    waterweight::kv_cache_view<T> cache = step.kv->caches[i];
+    cache.batch = batch;
+    run_layer(launch, config, step.weights->layers[i], activations, batch, [&] {
+      check_cuda(
+          waterweight::h2o_decode_attention<T>(
+              launch.device, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
+              step.kv->budget, contiguous_heads(activations.attention_out, config, batch, 1),
+              launch.workspace, launch.stream),
+          "h2o_decode_attention");
+    });
+  }
+  run_head(launch, config, *step.weights, activations.residual, nullptr, batch,
+           activations.attention_in, step.logits);
+}
+
+}  // namespace pythia

@@ -1,0 +1,214 @@
+// The engine's host side: buffers, graphs and the loop around them. What a token launches is in
+// cuda_decode_step.cuh, what a prompt launches in cuda_prefill.cuh.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+#include <waterweight/device_info.cuh>
+
+#include "examples/pythia/model/cuda_buffer.hpp"
+#include "examples/pythia/model/cuda_decode_step.cuh"
+#include "examples/pythia/model/cuda_engine.hpp"
+#include "examples/pythia/model/cuda_graph.hpp"
+#include "examples/pythia/model/cuda_nll.cuh"
+#include "examples/pythia/model/cuda_prefill.cuh"
+#include "examples/pythia/model/cuda_sampling.cuh"
+#include "examples/pythia/model/cuda_snapshot.hpp"
+#include "examples/pythia/model/cuda_state.hpp"
+#include "examples/pythia/model/cuda_weights.hpp"
+#include "examples/pythia/model/host_sampler.hpp"
+#include "examples/pythia/model/rotary_frequencies.hpp"
+
+namespace pythia {
+
+template <class T>
+class CudaEngine final : public Engine {
+ public:
+  CudaEngine(const ModelSource& source, const EngineOptions& options, std::string device_name);
+
+  const Config& config() const override { return config_; }
+  std::string device_name() const override { return device_name_; }
+  std::size_t peak_device_bytes() const override { return meter_.peak; }
+
+  Scores score(const std::vector<std::int32_t>& ids) override;
+  Scores score_decoded(const std::vector<std::int32_t>& ids, int prefill_len) override;
+  std::vector<std::int32_t> start(const std::vector<std::vector<std::int32_t>>& prompts,
+                                  const SamplingOptions& sampling) override;
+  std::vector<std::int32_t> next() override;
+  void run(int steps) override;
+  CacheSnapshot cache_snapshot(int sequence, int layer) const override;
+
+ private:
+  static constexpr int kScoredRows = 256;  // rows of logits [rows, vocab] held at a time
+
+  /// Buffers that only scoring needs, allocated when it is first asked for.
+  struct Scoring {
+    DeviceArena arena;
+    std::int32_t* ids = nullptr;     ///< [max_tokens]
+    std::int32_t* count = nullptr;   ///< one
+    float* nll = nullptr;            ///< [max_tokens]
+    std::int32_t* argmax = nullptr;  ///< [max_tokens]
+    float* logits = nullptr;         ///< [kScoredRows, vocab]
+
+    ScoredSequence sequence() const { return {ids, count, nll, argmax}; }
+  };
+
+  void plan_buffers();
+  void upload_rotary();
+  DecodeStep<T> decode_step() const;
+  Prefill<T> prefill() const;
+  void upload_prompts(const std::vector<std::vector<std::int32_t>>& prompts, int tokens);
+  void begin_scoring(const std::vector<std::int32_t>& ids, int longest, const char* limit_name);
+  Scores collect(int first, int nll_count, int argmax_count, const float* last_logits);
+  void advance(int batch);
+  void capture_step();
+  void launch_step();
+  void require_room(int steps) const;
+  std::vector<std::int32_t> sampled_tokens();
+
+  template <class U>
+  void upload(U* target, const U* source, std::size_t count) {
+    check_cuda(
+        cudaMemcpyAsync(target, source, count * sizeof(U), cudaMemcpyHostToDevice, stream_.get()),
+        "cudaMemcpyAsync");
+    stream_.synchronize();  // the source may be gone when this returns
+  }
+  template <class U>
+  std::vector<U> download(const U* source, std::size_t count) const {
+    std::vector<U> result(count);
+    if (count == 0) return result;
+    check_cuda(cudaMemcpyAsync(result.data(), source, count * sizeof(U), cudaMemcpyDeviceToHost,
+                               stream_.get()),
+               "cudaMemcpyAsync");
+    stream_.synchronize();
+    return result;
+  }
+
+  Config config_;
+  EngineOptions options_;
+  std::string device_name_;
+  MemoryMeter meter_;
+  CudaStream stream_;
+  LaunchContext launch_;
+  DeviceArena arena_;
+  CudaWeights<T> weights_;
+  KvState<T> kv_;
+  Activations<T> activations_;
+  std::byte* workspace_ = nullptr;
+  float* inv_freq_ = nullptr;            ///< [rotary_dims / 2]
+  std::int32_t* prompt_ids_ = nullptr;   ///< [batch, max_prompt]
+  std::int32_t* lengths_ = nullptr;      ///< [batch] of the prompts
+  std::int32_t* last_rows_ = nullptr;    ///< [batch] rows of the prompts' last tokens
+  std::int32_t* tokens_ = nullptr;       ///< [batch] fed by the next step
+  float* lse_ = nullptr;                 ///< [batch, heads, max_prompt], H2O only
+  float* column_sums_ = nullptr;         ///< the same
+  float* logits_ = nullptr;              ///< [batch, vocab]
+  SamplingOptions* sampling_ = nullptr;  ///< one
+  PinnedArray<std::int32_t> sampled_;    ///< [batch]
+  std::unique_ptr<Scoring> scoring_;
+  CudaGraph generate_graph_;
+  CudaGraph score_graph_;
+  int position_ = -1;  ///< tokens fed to the longest sequence; -1 before start()
+};
+
+template <class T>
+CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& options,
+                          std::string device_name)
+    : config_(source_config(source)),
+      options_(options),
+      device_name_(std::move(device_name)),
+      sampled_(static_cast<std::size_t>(options.batch_size)) {
+  if (options_.max_prompt == 0) options_.max_prompt = options_.max_tokens;
+  const std::unique_ptr<WeightSource> data = open_weights(source, config_, options_.weights);
+  check_cuda(waterweight::query_device(&launch_.device, 0), "query_device");
+  launch_.stream = stream_.get();
+  plan_weights(config_, options_.weights, &arena_, &weights_);
+  plan_buffers();
+  arena_.allocate(weight_staging_bytes(), &meter_);
+  kv_.bind();
+  launch_.workspace.data = workspace_;
+  upload_rotary();
+  load_weights(source, *data, config_, &meter_, stream_.get(), &weights_);
+  capture_step();
+}
+
+template <class T>
+void CudaEngine<T>::plan_buffers() {
+  const auto batch = static_cast<std::size_t>(options_.batch_size);
+  const auto vocab = static_cast<std::size_t>(config_.vocab_size);
+  const std::size_t rows = batch * static_cast<std::size_t>(options_.max_prompt);
+  activations_.plan(config_, rows, &arena_);
+  kv_.plan(config_, options_, &arena_);
+  arena_.add(&inv_freq_, static_cast<std::size_t>(config_.rotary_dims / 2));
+  arena_.add(&prompt_ids_, rows);
+  arena_.add(&lengths_, batch);
+  arena_.add(&last_rows_, batch);
+  arena_.add(&tokens_, batch);
+  if (options_.kv == KvType::h2o) {
+    arena_.add(&lse_, rows * static_cast<std::size_t>(config_.num_heads));
+    arena_.add(&column_sums_, rows * static_cast<std::size_t>(config_.num_heads));
+  }
+  arena_.add(&logits_, batch * vocab);
+  arena_.add(&sampling_, 1);
+  const std::int64_t widest =
+      std::max({config_.vocab_size, config_.intermediate_size, 3 * config_.hidden_size});
+  const std::size_t gemm = waterweight::w8a16_gemm_workspace_bytes(
+      std::max<std::int64_t>(static_cast<std::int64_t>(rows), kScoredRows), widest,
+      std::max(config_.intermediate_size, config_.hidden_size), launch_.device);
+  const std::size_t decode = waterweight::h2o_decode_workspace_bytes(
+      options_.batch_size, config_.num_heads, kv_.capacity, config_.head_dim());
+  launch_.workspace.bytes = std::max(gemm, decode);  // left zero by each call, so they can share it
+  arena_.add(&workspace_, launch_.workspace.bytes);
+}
+
+template <class T>
+void CudaEngine<T>::upload_rotary() {
+  const std::vector<float> inv_freq = rotary_frequencies(config_);
+  if (!inv_freq.empty()) upload(inv_freq_, inv_freq.data(), inv_freq.size());
+}
+
+template <class T>
+DecodeStep<T> CudaEngine<T>::decode_step() const {
+  return {&config_, &weights_, &kv_, activations_, {inv_freq_, config_.rotary_dims},
+          tokens_,  logits_};
+}
+
+template <class T>
+Prefill<T> CudaEngine<T>::prefill() const {
+  return {&config_,    &weights_, activations_, {inv_freq_, config_.rotary_dims},
+          prompt_ids_, lengths_,  lse_,         column_sums_};
+}
+
+template <class T>
+void CudaEngine<T>::advance(int batch) {
+  check_cuda(waterweight::h2o_advance(kv_.states.front(), batch, kv_.capacity, launch_.stream),
+             "h2o_advance");
+}
+
+/// Pads all prompts to `tokens` and sets the lengths.
+template <class T>
+void CudaEngine<T>::upload_prompts(const std::vector<std::vector<std::int32_t>>& prompts,
+                                   int tokens) {
+  std::vector<std::int32_t> padded(prompts.size() * static_cast<std::size_t>(tokens), 0);
+  std::vector<std::int32_t> lengths;
+  std::vector<std::int32_t> last_rows;
+  for (std::size_t b = 0; b < prompts.size(); ++b) {
+    const std::size_t first = b * static_cast<std::size_t>(tokens);
+    std::copy(prompts[b].begin(), prompts[b].end(),
+              padded.begin() + static_cast<std::ptrdiff_t>(first));
+    lengths.push_back(static_cast<std::int32_t>(prompts[b].size()));
+    last_rows.push_back(static_cast<std::int32_t>(first + prompts[b].size() - 1));
+  }
+  upload(prompt_ids_, padded.data(), padded.size());
+  upload(lengths_, lengths.data(), lengths.size());
+  upload(last_rows_, last_rows.data(), last_rows.size());
+}
+
+}  // namespace pythia
+
+#include "examples/pythia/model/cuda_engine_generate.cuh"
+#include "examples/pythia/model/cuda_engine_score.cuh"

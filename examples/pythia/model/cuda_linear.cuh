@@ -1,0 +1,65 @@
+// One linear layer through the library's GEMM, whatever its weights are stored as.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <waterweight/device/epilogue.cuh>
+#include <waterweight/w8a16_gemm.cuh>
+
+#include "examples/pythia/io/config.hpp"
+#include "examples/pythia/model/cuda_check.hpp"
+#include "examples/pythia/model/cuda_weights.hpp"
+
+namespace pythia {
+
+/// What every launch needs.
+struct LaunchContext {
+  waterweight::device_info device;
+  waterweight::workspace workspace;
+  cudaStream_t stream = nullptr;
+};
+
+/// y[rows, n] = epilogue(x[rows, k] W^T). x and y are contiguous. Throws Error.
+template <class T, class Out, class Epilogue>
+void apply_linear(const LaunchContext& launch, const CudaLinear<T>& linear, const T* x, int rows,
+                  Out* y, Epilogue epilogue) {
+  const waterweight::matrix_view<const T> input{x, rows, linear.k, linear.k};
+  const waterweight::matrix_view<Out> output{y, rows, linear.n, linear.n};
+  if (linear.quantized != nullptr) {
+    check_cuda(waterweight::w8a16_gemm(launch.device, input, linear.int8_view(), output, epilogue,
+                                       launch.workspace, launch.stream),
+               "w8a16_gemm");
+  } else {
+    check_cuda(waterweight::w16a16_gemm(launch.device, input, linear.view(), output, epilogue,
+                                        launch.workspace, launch.stream),
+               "w16a16_gemm");
+  }
+}
+
+/// y = x W^T + bias.
+template <class T>
+void apply_bias(const LaunchContext& launch, const CudaLinear<T>& linear, const T* x, int rows,
+                T* y) {
+  apply_linear(launch, linear, x, rows, y, waterweight::bias_epilogue<T>{linear.bias});
+}
+
+/// residual += x W^T + bias.
+template <class T>
+void apply_residual(const LaunchContext& launch, const CudaLinear<T>& linear, const T* x, int rows,
+                    float* residual) {
+  apply_linear(launch, linear, x, rows, residual,
+               waterweight::bias_residual_epilogue<T, float>{linear.bias, residual, linear.n});
+}
+
+/// y = gelu(x W^T + bias).
+template <class T>
+void apply_gelu(const LaunchContext& launch, const CudaLinear<T>& linear, Activation activation,
+                const T* x, int rows, T* y) {
+  if (activation == Activation::gelu_tanh) {
+    apply_linear(launch, linear, x, rows, y, waterweight::bias_gelu_tanh_epilogue<T>{linear.bias});
+  } else {
+    apply_linear(launch, linear, x, rows, y, waterweight::bias_gelu_erf_epilogue<T>{linear.bias});
+  }
+}
+
+}  // namespace pythia

@@ -1,0 +1,188 @@
+// The CUDA engine's promises that need no reference: determinism, batches, budgets, refusals.
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tests/pythia/model/cuda_fixture.cuh"
+#include "tests/support/expect_error.hpp"
+
+namespace {
+
+using cuda_test::arbitrary_ids;
+using cuda_test::CudaEngineTest;
+using cuda_test::Ids;
+using cuda_test::with;
+using pythia::EngineOptions;
+using pythia::KvType;
+using pythia::SamplingOptions;
+using pythia::Scores;
+using pythia::WeightType;
+using test_support::expect_error;
+
+const std::vector<EngineOptions> kModes = {
+    with(WeightType::fp16, KvType::full), with(WeightType::int8, KvType::full),
+    with(WeightType::fp16, KvType::h2o), with(WeightType::int8, KvType::h2o)};
+
+Ids golden_prompt() { return host_test::golden("tiny_neox_logits.json")[0]["input_ids"]; }
+
+TEST_F(CudaEngineTest, GreedyTokensAreTheArgmaxOfScoring) {
+  for (const EngineOptions& options : {kModes[0], kModes[1]}) {
+    const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+    Ids ids = golden_prompt();
+    const std::size_t prompt = ids.size();
+    const Ids tokens = host_test::generate(*engine, ids, 32);
+    ids.insert(ids.end(), tokens.begin(), tokens.end());
+    const Ids argmax = engine->score(ids).argmax;
+    EXPECT_EQ(tokens, Ids(argmax.begin() + prompt - 1, argmax.end() - 1));
+  }
+}
+
+TEST_F(CudaEngineTest, GreedyTokensAreThoseOfTransformers) {
+  const auto engine = cuda_test::engine(host_test::tiny_neox());
+  const Ids expected = host_test::golden("tiny_neox_logits.json")[0]["greedy"];
+  EXPECT_EQ(host_test::generate(*engine, golden_prompt(), 16),
+            Ids(expected.begin(), expected.begin() + 16));
+}
+
+TEST_F(CudaEngineTest, TwoRunsAreEqualBitForBit) {
+  for (EngineOptions options : kModes) {
+    options.recent = 24;
+    options.heavy = 8;
+    const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+    const Ids ids = arbitrary_ids(150, 2048, 7);
+    const Scores first = engine->score_decoded(ids, 40);
+    const Scores second = engine->score_decoded(ids, 40);
+    EXPECT_EQ(first.nll, second.nll);
+    EXPECT_EQ(first.last_logits, second.last_logits);
+    EXPECT_EQ(engine->score(ids).nll, engine->score(ids).nll);
+
+    SamplingOptions sampling;
+    sampling.temperature = 0.8f;
+    sampling.seed = 3;
+    EXPECT_EQ(host_test::generate(*engine, ids, 40, sampling),
+              host_test::generate(*engine, ids, 40, sampling));
+  }
+}
+
+TEST_F(CudaEngineTest, RunThenNextEqualsNextAlone) {
+  const auto engine = cuda_test::engine(host_test::tiny_neox());
+  const Ids all = host_test::generate(*engine, golden_prompt(), 20);
+  engine->start({golden_prompt()}, {});
+  engine->run(18);
+  EXPECT_EQ(all[19], engine->next()[0]);
+}
+
+TEST_F(CudaEngineTest, RaggedBatchEqualsEachSequenceAlone) {
+  std::vector<Ids> prompts;  // plain text: its continuations have no near-ties
+  const nlohmann::json cases = host_test::golden("tiny_neox_logits.json");
+  for (int i = 0; i < 4; ++i) prompts.push_back(cases[i]["input_ids"]);
+  prompts.push_back(Ids{0});
+  const int steps = 24;
+  for (EngineOptions options : kModes) {
+    options.recent = 20;
+    options.heavy = 12;
+    options.max_tokens = 128;
+    std::vector<Ids> alone;
+    const auto single = cuda_test::engine(host_test::tiny_neox(), options);
+    for (const Ids& prompt : prompts) {
+      alone.push_back(host_test::generate(*single, prompt, steps));
+    }
+    options.batch_size = static_cast<int>(prompts.size());
+    const auto batched = cuda_test::engine(host_test::tiny_neox(), options);
+    std::vector<Ids> together(prompts.size());
+    Ids tokens = batched->start(prompts, {});
+    for (int step = 0; step < steps; ++step) {
+      if (step > 0) tokens = batched->next();
+      for (std::size_t b = 0; b < prompts.size(); ++b) together[b].push_back(tokens[b]);
+    }
+    EXPECT_EQ(together, alone);
+  }
+}
+
+TEST_F(CudaEngineTest, BudgetAboveTheLengthEqualsFullAttention) {
+  const Ids ids = arbitrary_ids(120, 2048, 11);
+  EngineOptions same_capacity = kModes[0];
+  same_capacity.max_tokens = same_capacity.heavy + same_capacity.recent;
+  const auto full = cuda_test::engine(host_test::tiny_neox(), same_capacity);
+  const auto h2o = cuda_test::engine(host_test::tiny_neox(), kModes[2]);
+  EXPECT_EQ(full->score_decoded(ids, 50).nll, h2o->score_decoded(ids, 50).nll);
+}
+
+TEST_F(CudaEngineTest, H2oRunsPastTheFullCacheAndKeepsItsBudget) {
+  EngineOptions options = kModes[3];
+  options.recent = 16;
+  options.heavy = 12;
+  options.sinks = 4;
+  options.max_tokens = 64;
+  const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+  engine->start({arbitrary_ids(50, 2048, 4)}, {});
+  engine->run(200);
+  const auto snapshot = engine->cache_snapshot(0, 3);
+  for (const Ids& positions : snapshot.positions) {
+    ASSERT_EQ(positions.size(), 32u);
+    EXPECT_EQ(Ids(positions.begin(), positions.begin() + 4), (Ids{0, 1, 2, 3}));
+    EXPECT_EQ(positions.back(), 249);
+    EXPECT_EQ(positions[16], 234) << "a recent token was evicted";
+  }
+}
+
+TEST_F(CudaEngineTest, WindowsOfOneTokenAndOneDecodedToken) {
+  const auto engine = cuda_test::engine(host_test::tiny_neox(), kModes[2]);
+  const Scores one = engine->score({17});
+  EXPECT_TRUE(one.nll.empty());
+  EXPECT_EQ(one.argmax.size(), 1u);
+  const Ids ids = arbitrary_ids(30, 2048, 9);
+  const Scores whole = engine->score(ids);
+  const Scores last = engine->score_decoded(ids, 29);
+  ASSERT_EQ(last.nll.size(), 1u);
+  EXPECT_NEAR(last.nll[0], whole.nll[28], 0.02f);
+  EXPECT_LT(host_test::relative_difference(last.last_logits, whole.last_logits), 0.01);
+  expect_error([&] { engine->score_decoded(ids, 30); }, {"prefill_len", "1 to 29", "found 30"});
+  expect_error([&] { engine->score_decoded(ids, 0); }, {"prefill_len", "found 0"});
+}
+
+TEST_F(CudaEngineTest, NeverSamplesAtOrAboveTheVocabLimit) {
+  const auto engine = cuda_test::engine(host_test::tiny_neox());
+  SamplingOptions sampling;
+  sampling.temperature = 50.0f;
+  sampling.vocab_limit = 10;
+  for (const std::int32_t token : host_test::generate(*engine, golden_prompt(), 50, sampling)) {
+    EXPECT_LT(token, 10);
+  }
+}
+
+TEST_F(CudaEngineTest, RefusesWhatDoesNotFit) {
+  EngineOptions options = kModes[0];
+  options.max_tokens = 40;
+  options.max_prompt = 30;
+  const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+  expect_error([&] { engine->next(); }, {"start()"});
+  expect_error([&] { engine->start({arbitrary_ids(31, 2048, 1)}, {}); }, {"30", "31"});
+  expect_error([&] { engine->start({Ids{}}, {}); }, {"at least one token"});
+  expect_error([&] { engine->start({Ids{2048}}, {}); }, {"2047", "2048"});
+  expect_error([&] { engine->start({Ids{1}, Ids{2}}, {}); }, {"expected 1", "found 2"});
+  expect_error([&] { engine->score(arbitrary_ids(31, 2048, 1)); }, {"30", "31"});
+  engine->start({arbitrary_ids(30, 2048, 1)}, {});
+  engine->run(10);
+  expect_error([&] { engine->next(); }, {"40"});
+}
+
+TEST_F(CudaEngineTest, SaysHowMuchMemoryItLacksBeforeLoading) {
+  EngineOptions options = kModes[0];
+  options.max_tokens = 1 << 30;
+  options.max_prompt = 16;
+  expect_error([&] { cuda_test::engine(host_test::tiny_neox(), options); },
+               {"too little device memory", "needed", "free", "bytes"});
+}
+
+TEST_F(CudaEngineTest, CountsItsMemory) {
+  EngineOptions options = kModes[0];
+  options.max_tokens = 64;
+  const auto fp16 = cuda_test::engine(host_test::tiny_neox(), options);
+  EXPECT_GT(fp16->peak_device_bytes(), std::size_t{8} << 20);
+  EXPECT_LT(fp16->peak_device_bytes(), std::size_t{128} << 20);
+}
+
+}  // namespace
