@@ -52,7 +52,11 @@ class DecodeProblem {
         length_(shape.batch),
         qkv_(std::size_t{3} * shape.batch * shape.heads * shape.head_dim),
         out_(qkv_.size() / 3),
-        inv_freq_(frequencies(shape.head_dim / 4)) {
+        inv_freq_(frequencies(shape.head_dim / 4)),
+        workspace_(waterweight::h2o_decode_workspace_bytes(shape.batch, shape.heads, shape.capacity,
+                                                           shape.head_dim)) {
+    check(cudaMemsetAsync(workspace_.data(), 0, workspace_.size(), session.stream),
+          "zeroing the workspace");
     fill(k_, normal_distribution{1.0f}, 1, session.stream);
     fill(v_, normal_distribution{1.0f}, 2, session.stream);
     fill(qkv_, normal_distribution{1.0f}, 3, session.stream);
@@ -83,9 +87,9 @@ class DecodeProblem {
     state.position = position_.data() + slots;
     state.free_slot = free_slot_.data() + heads;
     const waterweight::rotary_view rotary{inv_freq_.data(), 2 * static_cast<int>(inv_freq_.size())};
-    return waterweight::h2o_decode_attention<T>(session.device, qkv(0), qkv(1), qkv(2), rotary,
-                                                cache, state, shape.budget, out_view(),
-                                                session.stream);
+    return waterweight::h2o_decode_attention<T>(
+        session.device, qkv(0), qkv(1), qkv(2), rotary, cache, state, shape.budget, out_view(),
+        {workspace_.data(), workspace_.size()}, session.stream);
   }
 
   /// After the last layer of a token.
@@ -211,6 +215,7 @@ class DecodeProblem {
   DeviceBuffer<std::int32_t> position_, free_slot_, step_, length_;
   DeviceBuffer<T> qkv_, out_;
   DeviceBuffer<float> inv_freq_;
+  DeviceBuffer<std::byte> workspace_;
 };
 
 }  // namespace bench
