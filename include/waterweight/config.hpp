@@ -27,6 +27,10 @@
 #error "waterweight: the compiler does not define __CUDA_ARCH_LIST__; CUDA 11.5 or newer is needed"
 #endif
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "waterweight: device code needs compute capability 8.0 or newer (-arch=sm_80 or above)"
+#endif
+
 // Joins the (comma-separated) architecture list into one identifier, e.g. sm800s900.
 #define WATERWEIGHT_JOIN_ARCHES_(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ...) \
   sm##a##s##b##s##c##s##d##s##e##s##f##s##g##s##h##s##i##s##j##s##k##s##l##s##m##s##n##s##o##s##p
@@ -34,9 +38,9 @@
 #define WATERWEIGHT_ARCH_NAMESPACE \
   WATERWEIGHT_JOIN_ARCHES(__CUDA_ARCH_LIST__, , , , , , , , , , , , , , , , , )
 
-#define WATERWEIGHT_ARCH_NAMESPACE_BEGIN                     \
-  namespace waterweight {                                    \
-  inline namespace v0_1 {                                    \
+#define WATERWEIGHT_ARCH_NAMESPACE_BEGIN \
+  namespace waterweight {                \
+  inline namespace v0_1 {                \
   inline namespace WATERWEIGHT_ARCH_NAMESPACE WATERWEIGHT_HIDDEN {
 #define WATERWEIGHT_ARCH_NAMESPACE_END \
   }                                    \
