@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <waterweight/detail/attention/launch.cuh>
+#include <waterweight/device_info.cuh>
 #include <waterweight/types.hpp>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN

@@ -5,6 +5,7 @@
 
 #include <waterweight/detail/gemm/launch.cuh>
 #include <waterweight/device/epilogue.cuh>
+#include <waterweight/device_info.cuh>
 #include <waterweight/types.hpp>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
