@@ -12,8 +12,9 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 ///
 /// T: float, __half or __nv_bfloat16 (possibly const).
 /// w:  [N, K], row-major, any ld >= K. q: the same N and K, any ld >= K; must not overlap w.
-/// A row of zeros, or one so small that its scale would be subnormal, gets scale 0 and zeros. A row that holds a NaN or an infinity gets scale NaN and
-/// zeros (whatever is computed from it is NaN, never plausible) and is reported in `bad_rows`.
+/// A row of zeros, or one so small that its scale would be subnormal, gets scale 0 and zeros.
+/// A row that holds a NaN or an infinity gets scale NaN and zeros (whatever is computed from it is
+/// NaN, never plausible) and is reported in `bad_rows`.
 /// bad_rows: device memory, one int the caller has set to 0; afterwards the number of rows with a
 /// non-finite element is added to it.
 /// Cost: reads N*K*sizeof(T) from memory (each row again, from cache) and writes N*K bytes.

@@ -12,7 +12,8 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 template <class T>
-inline constexpr bool is_activation_v = std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>;
+inline constexpr bool is_activation_v =
+    std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
