@@ -102,10 +102,10 @@ TYPED_TEST(HostGemm, MatchesTheReferenceForAnyShapeAndFinish) {
     const Linear<TypeParam> w(s.n, s.k);
     const std::vector<float> x = normal(static_cast<std::size_t>(s.m * s.k), 5);
     for (const Finish finish : {Finish::store, Finish::gelu_erf, Finish::gelu_tanh, Finish::add}) {
-      std::vector<float> y(static_cast<std::size_t>(s.m * s.n + 1),
-                           finish == Finish::add ? 2.0f : kPoison);
-      y.back() = kPoison;
-      std::vector<double> expected(static_cast<std::size_t>(s.m * s.n));
+      const auto elements = static_cast<std::size_t>(s.m * s.n);
+      std::vector<float> y(elements + 1, finish == Finish::add ? 2.0f : kPoison);
+      y[elements] = kPoison;
+      std::vector<double> expected(elements);
       waterweight::reference::gemm<double>(
           matrix_view<const float>{x.data(), s.m, s.k, s.k},
           matrix_view<const TypeParam>{w.rows.data(), s.n, s.k, s.k},
@@ -118,9 +118,8 @@ TYPED_TEST(HostGemm, MatchesTheReferenceForAnyShapeAndFinish) {
           });
       pythia::host_gemm(pool, x.data(), s.m, w.packed, y.data(), finish);
       const double tolerance = 1e-5 * std::sqrt(static_cast<double>(s.k)) + 1e-5;
-      for (std::size_t i = 0; i < expected.size(); ++i)
-        ASSERT_NEAR(y[i], expected[i], tolerance) << i;
-      ASSERT_EQ(y.back(), kPoison);
+      for (std::size_t i = 0; i < elements; ++i) ASSERT_NEAR(y[i], expected[i], tolerance) << i;
+      ASSERT_EQ(y[elements], kPoison);
     }
   }
 }
