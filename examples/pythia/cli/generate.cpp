@@ -1,6 +1,4 @@
 // pythia generate: continue a prompt, streaming whole characters as they come.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -124,12 +122,13 @@ void run_generate(GenerateOptions options, bool prompt_given) {
   const std::unique_ptr<Engine> engine = make_engine(source, engine_setup);
   const Generation result = generate(*engine, tokenizer, prompt, options);
   const double rate = result.decode_steps > 0 ? result.decode_steps / result.decoding : 0.0;
-  if (::isatty(STDOUT_FILENO) != 0) write_stdout("\n");
+  const bool line_is_open = !result.text.empty() && result.text.back() != '\n';
   std::fprintf(stderr,
-               "pythia: %zu tokens, %.1f tokens/s, time to first token %.1f ms, mode %s (%s), "
+               "%spythia: %zu tokens, %.1f tokens/s, time to first token %.1f ms, mode %s (%s), "
                "device %s\n",
-               result.ids.size(), rate, 1e3 * result.first_token, mode_name(engine_setup).c_str(),
-               options.model.dtype.c_str(), engine->device_name().c_str());
+               line_is_open ? "\n" : "", result.ids.size(), rate, 1e3 * result.first_token,
+               mode_name(engine_setup).c_str(), options.model.dtype.c_str(),
+               engine->device_name().c_str());
 
   nlohmann::ordered_json json;
   json["token_ids"] = result.ids;

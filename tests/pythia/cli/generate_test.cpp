@@ -43,6 +43,15 @@ TEST(Generate, ReportsSpeedModeAndDeviceOnStderrAlone) {
   EXPECT_EQ(outcome.out.find("tokens/s"), std::string::npos);
 }
 
+TEST(Generate, PutsTheReportOnALineOfItsOwnAndKeepsTheTextAsItIs) {
+  const Outcome open = run_on_cpu({"generate", "--prompt", "Call me", "--max-new-tokens", "5"});
+  EXPECT_EQ(open.out.find('\n'), std::string::npos) << open.out;
+  EXPECT_EQ(open.err.rfind("\npythia: 5 tokens", 0), 0u) << open.err;
+  const Outcome ended = run_on_cpu({"generate", "--prompt", "CHAPTER", "--max-new-tokens", "4"});
+  ASSERT_EQ(ended.out.back(), '\n') << ended.out;
+  EXPECT_EQ(ended.err.rfind("pythia: 4 tokens", 0), 0u) << ended.err;
+}
+
 TEST(Generate, ReadsThePromptFromStandardInput) {
   const Outcome given = run_on_cpu({"generate", "--prompt", "Call me", "--max-new-tokens", "9"});
   const Outcome piped = run_on_cpu({"generate", "--max-new-tokens", "9"}, "Call me");
