@@ -1,5 +1,5 @@
-# Writes OUTPUT, the definition of bench::commit(), for the git checkout SOURCE_DIR. Run at every
-# build; rewrites the file only when the answer changed.
+# Writes OUTPUT, the definition of FUNCTION as HEADER declares it: what returns the commit of the git
+# checkout SOURCE_DIR. Run at every build; rewrites the file only when the answer changed.
 cmake_minimum_required(VERSION 3.24)
 execute_process(COMMAND git describe --always --abbrev=12 --dirty --exclude=*
   WORKING_DIRECTORY "${SOURCE_DIR}"
@@ -8,7 +8,7 @@ if(NOT commit)
   set(commit "unknown")
 endif()
 file(CONFIGURE OUTPUT "${OUTPUT}" @ONLY CONTENT
-  "#include \"bench/harness/commit.hpp\"
+  "#include \"@HEADER@\"
 
-const char* bench::commit() { return \"@commit@\"; }
+const char* @FUNCTION@() { return \"@commit@\"; }
 ")

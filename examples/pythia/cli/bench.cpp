@@ -11,15 +11,12 @@
 #include <vector>
 
 #include "examples/pythia/cli/commands.hpp"
+#include "examples/pythia/cli/commit.hpp"
 #include "examples/pythia/cli/options.hpp"
 #include "examples/pythia/cli/output_file.hpp"
 #include "examples/pythia/io/error.hpp"
 #include "examples/pythia/model/cuda_device.hpp"
 #include "examples/pythia/model/weights.hpp"
-
-#ifndef PYTHIA_COMMIT
-#define PYTHIA_COMMIT ""
-#endif
 
 namespace pythia {
 namespace {
@@ -169,7 +166,7 @@ void run_bench(const BenchOptions& options) {
                     {"sinks", options.model.sinks}};
   json["seed"] = options.seed;
   json["date"] = date_utc();
-  json["commit"] = PYTHIA_COMMIT;
+  json["commit"] = commit();
 
   ModelOptions model = options.model;
   model.device = chosen_device(options.model) == DeviceType::cuda ? "cuda" : "cpu";

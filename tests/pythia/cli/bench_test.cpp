@@ -25,6 +25,7 @@ TEST(Bench, RunsTheThreeModesInOneRun) {
   EXPECT_EQ(result["batch_size"], 2);
   EXPECT_EQ(result["prefill_len"], 20);
   for (const char* key : {"device", "date", "driver", "commit"}) EXPECT_TRUE(result.contains(key));
+  EXPECT_NE(result["commit"], "");
   ASSERT_EQ(result["results"].size(), 3u);
   const std::string modes[] = {"fp16", "int8", "int8-h2o"};
   for (std::size_t i = 0; i < 3; ++i) {
