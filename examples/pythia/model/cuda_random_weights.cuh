@@ -6,13 +6,11 @@
 
 #include <cstdint>
 
-#include "examples/pythia/model/philox.hpp"
+#include "examples/pythia/model/random_weight_values.hpp"
 
 namespace pythia {
 
-constexpr std::uint64_t kRandomWeightSeed = 20231210;
-
-/// out[i] = values[sum of the four bytes of element first + i's random word].
+/// out[i] = the value that element first + i's random word picks.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads)
     random_weights_kernel(std::uint32_t stream_id, std::int64_t first, std::int64_t count,
@@ -21,15 +19,13 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += stride) {
     const std::int64_t element = first + i;
-    const std::int64_t block_index = element / 4;
-    const PhiloxBlock block = philox(kRandomWeightSeed, static_cast<std::uint32_t>(block_index),
-                                     static_cast<std::uint32_t>(block_index >> 32), stream_id, 0);
+    const PhiloxBlock block = random_weight_block(stream_id, element / 4);
     const int word_index = static_cast<int>(element % 4);
     const std::uint32_t word = word_index == 0   ? block.word[0]
                                : word_index == 1 ? block.word[1]
                                : word_index == 2 ? block.word[2]
                                                  : block.word[3];
-    out[i] = values[(word & 255) + (word >> 8 & 255) + (word >> 16 & 255) + (word >> 24)];
+    out[i] = values[random_weight_index(word)];
   }
 }
 

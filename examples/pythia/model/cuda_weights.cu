@@ -6,7 +6,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <waterweight/detail/arch/convert.cuh>
 #include <waterweight/quantize.cuh>
@@ -21,8 +20,6 @@ namespace {
 constexpr std::size_t kStagingBytes = std::size_t{64} << 20;
 constexpr int kThreads = 256;
 constexpr int kBlocks = 1024;
-constexpr double kRandomDeviation = 0.02;
-constexpr int kByteSums = 4 * 255 + 1;
 
 template <class Source, class Target>
 __global__ void convert_kernel(const Source* in, std::int64_t count, Target* out) {
@@ -31,17 +28,6 @@ __global__ void convert_kernel(const Source* in, std::int64_t count, Target* out
        i += stride) {
     out[i] = waterweight::detail::from_float<Target>(waterweight::detail::to_float(in[i]));
   }
-}
-
-/// The fp16 value of each sum of four bytes, as RandomWeights has it.
-std::array<__half, kByteSums> random_values() {
-  const double sigma = std::sqrt((65536.0 - 1.0) / 3.0);
-  std::array<__half, kByteSums> values;
-  for (int sum = 0; sum < kByteSums; ++sum) {
-    values[static_cast<std::size_t>(sum)] =
-        __double2half((sum - 2.0 * 255) / sigma * kRandomDeviation);
-  }
-  return values;
 }
 
 /// Calls function(pointer) with `data` as the element type that `dtype` says.
@@ -65,7 +51,7 @@ class Uploader {
       : source_(source), data_(data), stream_(stream), staging_(kStagingBytes, meter) {
     bad_rows_ = DeviceBytes(sizeof(int), meter);
     if (random()) {
-      const auto values = random_values();
+      const auto values = random_weight_values();
       random_values_ = DeviceBytes(sizeof(values), meter);
       copy(random_values_.data(), values.data(), sizeof(values));
     }
@@ -132,10 +118,9 @@ class Uploader {
 
   void stage(const WeightSpec& spec, std::int64_t first, std::int64_t count) {
     if (random() && spec.role != WeightRole::norm) {
-      const auto stream_id =
-          static_cast<std::uint32_t>((spec.layer + 1) * 64 + static_cast<int>(spec.id));
       random_weights_kernel<kThreads><<<kBlocks, kThreads, 0, stream_>>>(
-          stream_id, first, count, reinterpret_cast<const __half*>(random_values_.data()),
+          random_weight_stream(spec), first, count,
+          reinterpret_cast<const __half*>(random_values_.data()),
           reinterpret_cast<__half*>(staging_.data()));
       check_cuda(cudaGetLastError(), "random_weights_kernel");
       return;

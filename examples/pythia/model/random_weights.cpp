@@ -1,38 +1,18 @@
-// The generator behind "random:NAME".
-#include <array>
-#include <cmath>
-#include <cstdint>
-
-#include <waterweight/reference/float16.hpp>
-#include "examples/pythia/model/philox.hpp"
+// The generator behind "random:NAME" on the host.
+#include "examples/pythia/model/random_weight_values.hpp"
 #include "examples/pythia/model/weights.hpp"
 
 namespace pythia {
-namespace {
 
 using waterweight::reference::float16;
-
-constexpr std::uint64_t kSeed = 20231210;
-constexpr double kDeviation = 0.02;
-constexpr int kSums = 4 * 255 + 1;
-
-/// The F16 value of each sum of four bytes. The sum has mean 510 and variance 4 (256^2 - 1) / 12.
-std::array<float16, kSums> make_values() {
-  const double sigma = std::sqrt((65536.0 - 1.0) / 3.0);
-  std::array<float16, kSums> values;
-  for (int sum = 0; sum < kSums; ++sum) values[sum] = float16((sum - 510) / sigma * kDeviation);
-  return values;
-}
-
-}  // namespace
 
 DType RandomWeights::dtype(const WeightSpec&) const { return DType::f16; }
 
 void RandomWeights::read(const WeightSpec& spec, std::int64_t first, std::int64_t count,
                          void* out) const {
-  static const std::array<float16, kSums> values = make_values();
+  static const auto values = random_weight_values();
   auto* result = static_cast<float16*>(out);
-  const auto stream = static_cast<std::uint32_t>((spec.layer + 1) * 64 + static_cast<int>(spec.id));
+  const std::uint32_t stream = random_weight_stream(spec);
   PhiloxBlock block{};
   std::int64_t current = -1;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -43,11 +23,9 @@ void RandomWeights::read(const WeightSpec& spec, std::int64_t first, std::int64_
     const std::int64_t element = first + i;
     if (element / 4 != current) {
       current = element / 4;
-      block = philox(kSeed, static_cast<std::uint32_t>(current),
-                     static_cast<std::uint32_t>(current >> 32), stream, 0);
+      block = random_weight_block(stream, current);
     }
-    const std::uint32_t word = block.word[element % 4];
-    result[i] = values[(word & 255) + (word >> 8 & 255) + (word >> 16 & 255) + (word >> 24)];
+    result[i] = values[random_weight_index(block.word[element % 4])];
   }
 }
 
