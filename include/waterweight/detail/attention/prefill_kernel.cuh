@@ -8,44 +8,153 @@ namespace detail {
 
 inline constexpr int kPrefillWarps = 4;
 inline constexpr int kPrefillThreads = 32 * kPrefillWarps;
-inline constexpr int kQueryTile = 16 * kPrefillWarps;
 
-/// Keys per tile: half as many at head_dim 256, so that everything fits the 99 KiB of sm_86/sm_89
-/// and the accumulators stay in registers.
+/// Tile shape by head_dim. A warp owns `row_tiles` groups of 16 rows: with two, each fragment of K
+/// or V that comes from shared memory feeds twice the tensor work, which is what shared memory's
+/// bandwidth asks for. At head_dim 256 the output of one group alone fills the registers.
+struct attention_tile {
+  int row_tiles;
+  int columns;     ///< keys (forward) or queries (column sums) per step
+  bool keep_rows;  ///< the row operand's fragments stay in registers
+
+  WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 16 * row_tiles * kPrefillWarps; }
+};
+
+/// Forward: rows are queries. 64 columns where the scores fit beside the output. The tiles of
+/// head_dim 256 together take exactly the 99 KiB a block may have on sm_86 and sm_89.
 template <int HeadDim>
-inline constexpr int kKeyTile = HeadDim > 128 ? 32 : 64;
+inline constexpr attention_tile kForwardTile = HeadDim <= 80    ? attention_tile{2, 64, true}
+                                               : HeadDim <= 128 ? attention_tile{2, 32, false}
+                                                                : attention_tile{1, 32, false};
 
 template <int HeadDim>
-inline constexpr int kPrefillSharedBytes = (kQueryTile +
-                                            4 * kKeyTile<HeadDim>)*kPaddedHeadDim<HeadDim> *
-                                           2;
+inline constexpr int kPrefillSharedBytes =
+    (kForwardTile<HeadDim>.rows() + 4 * kForwardTile<HeadDim>.columns) * kPaddedHeadDim<HeadDim> *
+    2;
 
-/// One block: 64 queries of one head. Each warp owns 16 of them, from scores to output.
+/// exp2 of the special function unit: 2 ulp, and 0 for -inf.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// scores[r][j] = rows 16 * r .. of the warp's row operand times columns 8 * j .. of `tile`: the
+/// part of S = A B^T that both attention kernels share. `first_row` is the warp's first row in
+/// `row_tile`, whose fragments are in `kept` if the policy keeps them.
+template <class T, int HeadDim, int RowTiles, int Columns, bool Kept>
+__device__ __forceinline__ void multiply_tile(
+    float (&scores)[RowTiles][Columns / 8][4],
+    std::uint32_t (&kept)[Kept ? RowTiles : 1][Kept ? HeadDim / 16 : 1][4], const T* row_tile,
+    int first_row, const T* tile) {
+#pragma unroll
+  for (int step = 0; step < HeadDim / 16; ++step) {
+    std::uint32_t loaded[RowTiles][4];
+    if constexpr (!Kept) {
+#pragma unroll
+      for (int r = 0; r < RowTiles; ++r) {
+        load_a_fragment<HeadDim>(loaded[r], row_tile, first_row + 16 * r, 16 * step);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < Columns / 8; j += 2) {
+      std::uint32_t b[4];
+      load_b_fragments<HeadDim>(b, tile, 8 * j, 16 * step);
+#pragma unroll
+      for (int r = 0; r < RowTiles; ++r) {
+        const std::uint32_t(&a)[4] = Kept ? kept[Kept ? r : 0][Kept ? step : 0] : loaded[r];
+        mma_m16n8k16<T>(scores[r][j], a, b[0], b[1]);
+        mma_m16n8k16<T>(scores[r][j + 1], a, b[2], b[3]);
+      }
+    }
+  }
+}
+
+/// Fills `kept` from the warp's rows.
+template <class T, int HeadDim, int RowTiles, bool Kept>
+__device__ __forceinline__ void keep_rows(
+    std::uint32_t (&kept)[Kept ? RowTiles : 1][Kept ? HeadDim / 16 : 1][4], const T* row_tile,
+    int first_row) {
+  if constexpr (Kept) {
+#pragma unroll
+    for (int r = 0; r < RowTiles; ++r) {
+#pragma unroll
+      for (int step = 0; step < HeadDim / 16; ++step) {
+        load_a_fragment<HeadDim>(kept[r][step], row_tile, first_row + 16 * r, 16 * step);
+      }
+    }
+  }
+}
+
+/// Softmax state and output of one group of 16 queries: lane = 4 * g + t holds rows g and g + 8.
+template <class T, int HeadDim, int Columns>
+struct online_softmax {
+  float output[HeadDim / 8][4] = {};
+  float maximum[2] = {-INFINITY, -INFINITY};  ///< of raw scores
+  float sum[2] = {0.0f, 0.0f};                ///< this lane's share
+
+  /// Takes one tile of raw scores, leaves their weights in place of them.
+  __device__ __forceinline__ void update(float (&s)[Columns / 8][4], float scale_log2) {
+    float tile_max[2] = {maximum[0], maximum[1]};
+#pragma unroll
+    for (int j = 0; j < Columns / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) tile_max[e / 2] = fmaxf(tile_max[e / 2], s[j][e]);
+    }
+    float offset[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      tile_max[h] = fmaxf(tile_max[h], __shfl_xor_sync(0xffffffffu, tile_max[h], 1));
+      tile_max[h] = fmaxf(tile_max[h], __shfl_xor_sync(0xffffffffu, tile_max[h], 2));
+      // Tile 0 holds key 0, which every query sees: the maximum is finite from then on.
+      const float correction = fast_exp2((maximum[h] - tile_max[h]) * scale_log2);
+      maximum[h] = tile_max[h];
+      offset[h] = tile_max[h] * scale_log2;
+      sum[h] *= correction;
+#pragma unroll
+      for (int d = 0; d < HeadDim / 8; ++d) {
+        output[d][2 * h] *= correction;
+        output[d][2 * h + 1] *= correction;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < Columns / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        s[j][e] = fast_exp2(fmaf(s[j][e], scale_log2, -offset[e / 2]));
+        sum[e / 2] += s[j][e];
+      }
+    }
+  }
+};
+
+/// One block: kForwardTile<HeadDim>.rows() queries of one head. Each warp owns its rows from scores
+/// to output.
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(kPrefillThreads)
     prefill_kernel(heads_view<const T> q, heads_view<const T> k, heads_view<const T> v,
                    const std::int32_t* lengths, heads_view<T> out, float* lse, float scale_log2) {
-  constexpr int kKeys = kKeyTile<HeadDim>, kKSteps = HeadDim / 16, kPitch = kPaddedHeadDim<HeadDim>;
-  constexpr bool kKeepQ = HeadDim <= 128;  // above, q fragments would not fit beside the output
+  constexpr attention_tile P = kForwardTile<HeadDim>;
+  constexpr int kKeys = P.columns, kQueries = P.rows(), kPitch = kPaddedHeadDim<HeadDim>;
   extern __shared__ __align__(16) std::byte shared[];
   T* const q_tile = reinterpret_cast<T*>(shared);
-  T* const k_tiles = q_tile + kQueryTile * kPitch;
+  T* const k_tiles = q_tile + kQueries * kPitch;
   T* const v_tiles = k_tiles + 2 * kKeys * kPitch;
 
   const int head = blockIdx.y, sequence = blockIdx.z;
   const int kv_head = head / (q.heads / k.heads);
   // The last query tile sees the most keys: start it first.
-  const int q0 = (gridDim.x - 1 - blockIdx.x) * kQueryTile;
+  const int q0 = (gridDim.x - 1 - blockIdx.x) * kQueries;
   const int length = sequence_length(lengths, sequence, q.tokens);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  const int row = q0 + 16 * warp + group;  // and row + 8
+  const int warp_row = warp * 16 * P.row_tiles;
 
   const T* q_head = q.data + sequence * q.batch_stride + head * q.head_stride;
   const T* k_head = k.data + sequence * k.batch_stride + kv_head * k.head_stride;
   const T* v_head = v.data + sequence * v.batch_stride + kv_head * v.head_stride;
   T* out_head = out.data + sequence * out.batch_stride + head * out.head_stride;
 
-  const int tiles = q0 < length ? (min(q0 + kQueryTile, length) + kKeys - 1) / kKeys : 0;
+  const int tiles = q0 < length ? (min(q0 + kQueries, length) + kKeys - 1) / kKeys : 0;
   const auto fill = [&](int tile) {
     const int stage = tile % 2;
     copy_rows_async<HeadDim, kKeys, kPrefillThreads>(k_tiles + stage * kKeys * kPitch, k_head,
@@ -55,14 +164,10 @@ __global__ void __launch_bounds__(kPrefillThreads)
     cp_async_commit();
   };
 
-  float o[HeadDim / 8][4] = {};
-  float row_max[2] = {-INFINITY, -INFINITY};  // of scores in units of log2
-  float row_sum[2] = {0.0f, 0.0f};            // this lane's share
-  std::uint32_t q_fragments[kKeepQ ? kKSteps : 1][4];
-
+  online_softmax<T, HeadDim, kKeys> rows[P.row_tiles];
+  std::uint32_t kept[P.keep_rows ? P.row_tiles : 1][P.keep_rows ? HeadDim / 16 : 1][4];
   if (tiles > 0) {
-    copy_rows_async<HeadDim, kQueryTile, kPrefillThreads>(q_tile, q_head, q.token_stride, q0,
-                                                          length);
+    copy_rows_async<HeadDim, kQueries, kPrefillThreads>(q_tile, q_head, q.token_stride, q0, length);
     fill(0);
   }
   for (int tile = 0; tile < tiles; ++tile) {
@@ -71,96 +176,73 @@ __global__ void __launch_bounds__(kPrefillThreads)
     if (tile + 1 < tiles) fill(tile + 1);
     const T* k_tile = k_tiles + tile % 2 * kKeys * kPitch;
     const T* v_tile = v_tiles + tile % 2 * kKeys * kPitch;
+    if (tile == 0) keep_rows<T, HeadDim, P.row_tiles, P.keep_rows>(kept, q_tile, warp_row);
 
-    if constexpr (kKeepQ) {
-      if (tile == 0) {
+    float s[P.row_tiles][kKeys / 8][4] = {};
+    multiply_tile<T, HeadDim, P.row_tiles, kKeys, P.keep_rows>(s, kept, q_tile, warp_row, k_tile);
+    if ((tile + 1) * kKeys > q0 + warp_row) {  // the diagonal may cross this warp's rows
 #pragma unroll
-        for (int step = 0; step < kKSteps; ++step) {
-          load_a_fragment<HeadDim>(q_fragments[step], q_tile, 16 * warp, 16 * step);
+      for (int r = 0; r < P.row_tiles; ++r) {
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int key = tile * kKeys + 8 * j + 2 * quad + e % 2;
+            const int query = q0 + warp_row + 16 * r + group + 8 * (e / 2);
+            if (key > query) s[r][j][e] = -INFINITY;
+          }
         }
       }
     }
-    float s[kKeys / 8][4] = {};
 #pragma unroll
-    for (int step = 0; step < kKSteps; ++step) {
-      std::uint32_t(&a)[4] = q_fragments[kKeepQ ? step : 0];
-      if constexpr (!kKeepQ) load_a_fragment<HeadDim>(a, q_tile, 16 * warp, 16 * step);
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; j += 2) {
-        std::uint32_t b[4];
-        load_b_fragments<HeadDim>(b, k_tile, 8 * j, 16 * step);
-        mma_m16n8k16<T>(s[j], a, b[0], b[1]);
-        mma_m16n8k16<T>(s[j + 1], a, b[2], b[3]);
-      }
-    }
-
-    const bool diagonal = (tile + 1) * kKeys > q0 + 16 * warp;
-    float tile_max[2] = {row_max[0], row_max[1]};
-#pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int key = tile * kKeys + 8 * j + 2 * quad + e % 2;
-        s[j][e] = diagonal && key > row + 8 * (e / 2) ? -INFINITY : s[j][e] * scale_log2;
-        tile_max[e / 2] = fmaxf(tile_max[e / 2], s[j][e]);
-      }
-    }
-    float correction[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      tile_max[h] = fmaxf(tile_max[h], __shfl_xor_sync(0xffffffffu, tile_max[h], 1));
-      tile_max[h] = fmaxf(tile_max[h], __shfl_xor_sync(0xffffffffu, tile_max[h], 2));
-      // Tile 0 holds key 0, which every query sees: the maximum is finite from then on.
-      correction[h] = exp2f(row_max[h] - tile_max[h]);
-      row_max[h] = tile_max[h];
-      row_sum[h] *= correction[h];
-    }
-#pragma unroll
-    for (int d = 0; d < HeadDim / 8; ++d) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) o[d][e] *= correction[e / 2];
-    }
-#pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        s[j][e] = exp2f(s[j][e] - row_max[e / 2]);
-        row_sum[e / 2] += s[j][e];
-      }
-    }
+    for (int r = 0; r < P.row_tiles; ++r) rows[r].update(s[r], scale_log2);
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
       // The C fragments of two score tiles are the A fragment of one k16 step over keys.
-      const std::uint32_t p[4] = {pack_pair<T>(s[2 * step][0], s[2 * step][1]),
-                                  pack_pair<T>(s[2 * step][2], s[2 * step][3]),
-                                  pack_pair<T>(s[2 * step + 1][0], s[2 * step + 1][1]),
-                                  pack_pair<T>(s[2 * step + 1][2], s[2 * step + 1][3])};
+      std::uint32_t p[P.row_tiles][4];
+#pragma unroll
+      for (int r = 0; r < P.row_tiles; ++r) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float(&pair)[4] = s[r][2 * step + i / 2];
+          p[r][i] = pack_pair<T>(pair[2 * (i % 2)], pair[2 * (i % 2) + 1]);
+        }
+      }
 #pragma unroll
       for (int d = 0; d < HeadDim / 8; d += 2) {
         std::uint32_t b[4];
         load_b_fragments_trans<HeadDim>(b, v_tile, 16 * step, 8 * d);
-        mma_m16n8k16<T>(o[d], p, b[0], b[1]);
-        mma_m16n8k16<T>(o[d + 1], p, b[2], b[3]);
+#pragma unroll
+        for (int r = 0; r < P.row_tiles; ++r) {
+          mma_m16n8k16<T>(rows[r].output[d], p[r], b[0], b[1]);
+          mma_m16n8k16<T>(rows[r].output[d + 1], p[r], b[2], b[3]);
+        }
       }
     }
   }
 
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    row_sum[h] += __shfl_xor_sync(0xffffffffu, row_sum[h], 1);
-    row_sum[h] += __shfl_xor_sync(0xffffffffu, row_sum[h], 2);
-    const int token = row + 8 * h;
-    if (token >= q.tokens) continue;
-    const bool live = token < length;
-    const float inverse = live ? 1.0f / row_sum[h] : 0.0f;
+  for (int r = 0; r < P.row_tiles; ++r) {
 #pragma unroll
-    for (int d = 0; d < HeadDim / 8; ++d) {
-      *reinterpret_cast<std::uint32_t*>(out_head + token * out.token_stride + 8 * d + 2 * quad) =
-          live ? pack_pair<T>(o[d][2 * h] * inverse, o[d][2 * h + 1] * inverse) : 0u;
-    }
-    if (lse != nullptr && quad == 0) {
-      const std::int64_t lse_row = std::int64_t{sequence} * q.heads + head;
-      lse[lse_row * q.tokens + token] = live ? (row_max[h] + log2f(row_sum[h])) * kLn2 : 0.0f;
+    for (int h = 0; h < 2; ++h) {
+      float sum = rows[r].sum[h];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const int token = q0 + warp_row + 16 * r + group + 8 * h;
+      if (token >= q.tokens) continue;
+      const bool live = token < length;
+      const float inverse = live ? 1.0f / sum : 0.0f;
+#pragma unroll
+      for (int d = 0; d < HeadDim / 8; ++d) {
+        const float(&o)[4] = rows[r].output[d];
+        *reinterpret_cast<std::uint32_t*>(out_head + token * out.token_stride + 8 * d + 2 * quad) =
+            live ? pack_pair<T>(o[2 * h] * inverse, o[2 * h + 1] * inverse) : 0u;
+      }
+      if (lse != nullptr && quad == 0) {
+        const std::int64_t lse_row = std::int64_t{sequence} * q.heads + head;
+        lse[lse_row * q.tokens + token] =
+            live ? (rows[r].maximum[h] * scale_log2 + log2f(sum)) * kLn2 : 0.0f;
+      }
     }
   }
 }
