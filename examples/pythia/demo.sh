@@ -13,7 +13,7 @@ report_machine "the decoder computes on the CPU"
 options=()
 [[ -e "$build_dir/CMakeCache.txt" ]] ||
   options=(-DWATERWEIGHT_BUILD_TESTS=OFF -DWATERWEIGHT_BUILD_BENCH=OFF)
-cmake -S "$repository_root" -B "$build_dir" --log-level=WARNING \
+cmake -S "$repository_root" -B "$build_dir" --log-level=NOTICE \
   -DWATERWEIGHT_BUILD_EXAMPLES=ON "${options[@]}"
 cmake --build "$build_dir" --target pythia
 
