@@ -94,10 +94,16 @@ class DeviceBuffer {
   T* data() { return reinterpret_cast<T*>(static_cast<unsigned char*>(base_) + kGuard); }
   std::size_t size() const { return count_; }
   std::size_t bytes() const { return count_ * sizeof(T); }
-  void poison() { EXPECT_CUDA(cudaMemset(data(), 0xFF, bytes())); }
+  // Memsets and copies from pageable memory may still be under way when they return, and the tests'
+  // stream does not wait for them.
+  void poison() {
+    EXPECT_CUDA(cudaMemset(data(), 0xFF, bytes()));
+    EXPECT_CUDA(cudaDeviceSynchronize());
+  }
   void upload(const std::vector<T>& host) {
     ASSERT_EQ(count_, host.size());
     EXPECT_CUDA(cudaMemcpy(data(), host.data(), bytes(), cudaMemcpyHostToDevice));
+    EXPECT_CUDA(cudaDeviceSynchronize());
   }
   std::vector<T> download() {
     std::vector<T> host(count_);
