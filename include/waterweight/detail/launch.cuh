@@ -19,15 +19,19 @@ struct type_identity {
 template <class T>
 using type_identity_t = typename type_identity<T>::type;
 
-/// Launches `kernel`, raising its dynamic shared memory limit first, and returns the launch's own
+/// Launches `kernel`, making room for its dynamic shared memory first, and returns the launch's own
 /// code: an error left behind by earlier work of the caller is neither reported here nor cleared.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
                    cudaStream_t stream, Arguments... arguments) noexcept {
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(shared_bytes));
+  if (shared_bytes > 16 * 1024) {
+    // The limit, and the share of L1 that lets as many blocks as possible reside on an SM.
+    const void* function = reinterpret_cast<const void*>(kernel);
+    cudaError_t status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              static_cast<int>(shared_bytes));
+    if (status != cudaSuccess) return status;
+    status = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared);
     if (status != cudaSuccess) return status;
   }
   cudaLaunchConfig_t config = {};

@@ -2,9 +2,9 @@
 // slots. h2o_account.cuh merges the splits and keeps the scores.
 //
 // At batch 1 a model has fewer heads than the card has SMs, so the slots of a head are divided
-// among blocks. A split is as much as a block can hold in registers at once (all its keys and
-// values are requested together, before q exists), so its time is one memory latency, not a loop of
-// them.
+// among blocks. A split is at most as many slots as the block has threads: all its keys and values
+// are on their way to shared memory before the query exists, one thread then scores one key, and
+// the time of a split is one memory latency and two reductions, not a loop of them.
 #pragma once
 
 #include <cstdint>
@@ -39,47 +39,53 @@ struct h2o_split_output {
   std::int64_t partial_stride;
 };
 
-/// How a block of Threads threads divides rows of HeadDim elements.
+/// How a block of Threads threads works on rows of HeadDim elements.
 template <int HeadDim, int Threads>
 struct h2o_split_shape {
   static constexpr int kVectors = HeadDim / 8;  ///< 16-byte vectors of a row
-  /// Lanes that share a key: few, so that its dot product needs few shuffles.
-  static constexpr int kLanes = kVectors <= 4 ? 1 : kVectors <= 12 ? 2 : kVectors <= 16 ? 4 : 8;
-  static constexpr int kSlots = Threads / kLanes;  ///< keys in registers at a time
-  static constexpr int kKeyVectors = kVectors / kLanes;
-  /// Values are held the other way round, threads along the row: sums over slots stay in a thread.
+  static constexpr int kSlots = Threads;        ///< slots in shared memory at a time
+  /// Rows in shared memory are padded by 16 bytes: threads that read neighbouring rows at the same
+  /// column then meet different banks, for every supported HeadDim.
+  static constexpr int kPitch = HeadDim + 8;
+  /// The values are summed the other way round: threads along the row, this many rows at a time.
   static constexpr int kGroups = Threads / kVectors;
-  static constexpr int kValueRows = (kSlots + kGroups - 1) / kGroups;
 
-  /// Bytes of shared memory for splits of up to `slots` slots.
+  /// Bytes of shared memory for splits of up to `slots` slots; elements are of 2 bytes.
   WATERWEIGHT_HOST_DEVICE static constexpr std::size_t shared_bytes(int slots) {
-    return sizeof(float) *
-           (2 * HeadDim + 2 * (Threads / 32) + kGroups * HeadDim + static_cast<std::size_t>(slots));
+    const int rows = slots < kSlots ? slots : kSlots;
+    return sizeof(float) * (HeadDim + 2 * (Threads / 32) + kGroups * HeadDim + padded(slots)) +
+           std::size_t{2} * 2 * kPitch * static_cast<std::size_t>(rows);
+  }
+  /// Keeps what follows 16-byte aligned.
+  WATERWEIGHT_HOST_DEVICE static constexpr std::size_t padded(int slots) {
+    return (static_cast<std::size_t>(slots) + 3) / 4 * 4;
   }
 };
 
 /// One split. Use: begin(), which requests keys and values, then attend() once q, k_new and v_new
 /// are ready. The split is [slot_begin, slot_end) with slot_end <= head.live; it may be empty.
-/// shared: h2o_split_shape::shared_bytes(slot_end - slot_begin), 16-byte aligned.
+/// shared: shared_bytes(most_slots) of h2o_split_shape, 16-byte aligned, for splits of at most
+/// `most_slots`.
 template <class T, int HeadDim, int Threads>
 class block_h2o_attend {
  public:
   using shape = h2o_split_shape<HeadDim, Threads>;
 
   __device__ __forceinline__ block_h2o_attend(const h2o_head<T>& head, int slot_begin, int slot_end,
-                                              void* shared)
+                                              int most_slots, void* shared)
       : head_(head), begin_(slot_begin), count_(max(slot_end - slot_begin, 0)) {
     query_ = static_cast<float*>(shared);
-    fresh_key_ = query_ + HeadDim;
-    scratch_ = fresh_key_ + HeadDim;
+    scratch_ = query_ + HeadDim;
     partial_ = scratch_ + 2 * (Threads / 32);
     p_ = partial_ + shape::kGroups * HeadDim;
+    keys_ = reinterpret_cast<T*>(p_ + shape::padded(most_slots));
+    values_ = keys_ + min(most_slots, shape::kSlots) * shape::kPitch;
   }
 
-  /// Reads the slots as the last token left them: this token's own is taken from k_new and v_new.
+  /// Requests the first round of slots as the last token left them: this token's own is not read.
   __device__ __forceinline__ void begin() {
-    load_keys(0);
-    load_values(0);
+    load(head_.k, keys_, 0, head_.fresh);
+    load(head_.v, values_, 0, head_.fresh);
   }
 
   /// q: head h of the group at q + h * q_stride, not yet rotated; k_new, v_new: this KV head's.
@@ -87,140 +93,120 @@ class block_h2o_attend {
   __device__ void attend(const T* q, std::int64_t q_stride, const T* k_new, const T* v_new,
                          int group_size, const rotary_view& rotary, float scale,
                          const h2o_split_output& out) {
-    const bool owner = head_.fresh >= begin_ && head_.fresh < begin_ + count_;
-    if (owner) append(k_new, v_new, rotary);
+    if (head_.fresh >= begin_ && head_.fresh < begin_ + count_) append(k_new, v_new, rotary);
     for (int h = 0; h < group_size; ++h) {
       for (int d = threadIdx.x; d < HeadDim; d += Threads) {
         query_[d] = rotated_element(q + h * q_stride, d, rotary, head_.step);
       }
-      __syncthreads();  // query_ and fresh_key_ are there
-      compute_logits(scale * 1.4426950408889634f, out.logit + h * out.logit_stride);
-      const float2 stat = softmax();
-      if (threadIdx.x == 0) out.stat[h * out.stat_stride] = stat;
-      weigh_values(v_new, stat.y, out.partial + h * out.partial_stride);
+      const float maximum =
+          compute_logits(scale * 1.4426950408889634f, out.logit + h * out.logit_stride);
+      const float sum = exponentiate(maximum);
+      if (threadIdx.x == 0) out.stat[h * out.stat_stride] = make_float2(maximum, sum);
+      weigh_values(sum, out.partial + h * out.partial_stride);
       if (h + 1 < group_size) __syncthreads();  // shared memory is written again
     }
   }
 
  private:
+  /// Puts this token's key and value into the cache, and into shared memory if its round is there.
   __device__ void append(const T* k_new, const T* v_new, const rotary_view& rotary) {
     const std::int64_t row = std::int64_t{head_.fresh} * HeadDim;
+    const int shared_row = head_.fresh - begin_;
     for (int d = threadIdx.x; d < HeadDim; d += Threads) {
       const T key = detail::from_float<T>(rotated_element(k_new, d, rotary, head_.step));
-      fresh_key_[d] = detail::to_float(key);
+      const T value = v_new[d];
       head_.k[row + d] = key;
-      head_.v[row + d] = v_new[d];
+      head_.v[row + d] = value;
+      if (shared_row < shape::kSlots) {
+        keys_[shared_row * shape::kPitch + d] = key;
+        values_[shared_row * shape::kPitch + d] = value;
+      }
     }
     if (threadIdx.x == 0) head_.position[head_.fresh] = head_.step;
   }
 
-  __device__ static __forceinline__ int key_slot() { return threadIdx.x / shape::kLanes; }
-  __device__ static __forceinline__ int key_column(int vector) {
-    return (vector * shape::kLanes + threadIdx.x % shape::kLanes) * 8;
-  }
-  __device__ static __forceinline__ int value_slot(int row) {
-    return threadIdx.x / shape::kVectors + row * shape::kGroups;
-  }
-  __device__ static __forceinline__ int value_column() { return threadIdx.x % shape::kVectors * 8; }
-  /// Slot `i` of round `round` exists; values use only whole groups of threads.
-  __device__ __forceinline__ bool has_slot(int round, int i) const {
-    return i < shape::kSlots && round * shape::kSlots + i < count_;
-  }
-  __device__ static __forceinline__ bool in_group() {
-    return threadIdx.x < shape::kGroups * shape::kVectors;
+  /// Starts the copy of one round of rows, except slot `but`.
+  __device__ __forceinline__ void load(const T* rows, T* tile, int round, int but = -1) const {
+    const int first = round * shape::kSlots, rows_here = min(count_ - first, shape::kSlots);
+    for (int i = threadIdx.x; i < rows_here * shape::kVectors; i += Threads) {
+      const int row = i / shape::kVectors, column = i % shape::kVectors * 8;
+      const int slot = begin_ + first + row;
+      if (slot == but) continue;
+      detail::cp_async_16(tile + row * shape::kPitch + column,
+                          rows + std::int64_t{slot} * HeadDim + column, 16);
+    }
+    detail::cp_async_commit();
   }
 
-  __device__ __forceinline__ void load_keys(int round) {
-    const int slot = begin_ + round * shape::kSlots + key_slot();
-#pragma unroll
-    for (int i = 0; i < shape::kKeyVectors; ++i) {
-      keys_[i] = make_uint4(0, 0, 0, 0);
-      if (has_slot(round, key_slot())) {
-        keys_[i] = detail::load_l2(head_.k + std::int64_t{slot} * HeadDim + key_column(i));
-      }
-    }
-    keys_round_ = round;
-  }
-
-  __device__ __forceinline__ void load_values(int round) {
-#pragma unroll
-    for (int i = 0; i < shape::kValueRows; ++i) {
-      const int slot = begin_ + round * shape::kSlots + value_slot(i);
-      values_[i] = make_uint4(0, 0, 0, 0);
-      if (in_group() && has_slot(round, value_slot(i))) {
-        values_[i] = detail::load_l2(head_.v + std::int64_t{slot} * HeadDim + value_column());
-      }
-    }
-    values_round_ = round;
-  }
-
-  __device__ __forceinline__ float dot(bool fresh) const {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < shape::kKeyVectors; ++i) {
-      const std::uint32_t words[4] = {keys_[i].x, keys_[i].y, keys_[i].z, keys_[i].w};
-      const float* q = query_ + key_column(i);
-      const float* k = fresh_key_ + key_column(i);
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        float2 pair = detail::unpack_pair<T>(words[w]);
-        if (fresh) pair = make_float2(k[2 * w], k[2 * w + 1]);
-        sum = fmaf(pair.x, q[2 * w], sum);
-        sum = fmaf(pair.y, q[2 * w + 1], sum);
-      }
-    }
-    return sum;
-  }
-
-  /// p_[i] and logit[slot]: the scores of this split.
-  __device__ void compute_logits(float scale_log2, float* logit) {
-    for (int round = 0; round * shape::kSlots < count_; ++round) {
-      if (round != keys_round_) load_keys(round);
-      const int i = round * shape::kSlots + key_slot();
-      float sum = dot(begin_ + i == head_.fresh);
-#pragma unroll
-      for (int offset = shape::kLanes / 2; offset > 0; offset /= 2) {
-        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-      }
-      if (threadIdx.x % shape::kLanes == 0 && i < count_) {
-        p_[i] = sum * scale_log2;
-        logit[begin_ + i] = p_[i];
-      }
-    }
+  /// Makes `round` the one in `tile`. Later rounds are read when they are due: the fresh row of one
+  /// of them was written by this block, before a barrier.
+  __device__ __forceinline__ void fetch(const T* rows, T* tile, int round, int* present) const {
+    if (round == *present) return;
+    __syncthreads();  // everybody has read the round that is there
+    load(rows, tile, round);
+    *present = round;
+    detail::cp_async_wait<0>();
     __syncthreads();
   }
 
-  /// p_[i] becomes exp2(logit - maximum). Returns (maximum, sum); an empty split (-inf, 0).
-  __device__ float2 softmax() {
+  /// p_[i] and logit[slot] become the scores of this split; returns their maximum, -inf for none.
+  __device__ __forceinline__ float compute_logits(float scale_log2, float* logit) {
+    detail::cp_async_wait<1>();  // the keys; the values may still be on their way
+    __syncthreads();             // everybody's, the query and the fresh rows
     float maximum = -INFINITY;
-    for (int i = threadIdx.x; i < count_; i += Threads) maximum = fmaxf(maximum, p_[i]);
-    maximum =
-        block_reduce<Threads>(maximum, scratch_, [](float a, float b) { return fmaxf(a, b); });
+    for (int round = 0; round * shape::kSlots < count_; ++round) {
+      fetch(head_.k, keys_, round, &round_of_keys_);
+      const int i = round * shape::kSlots + static_cast<int>(threadIdx.x);
+      if (i >= count_) continue;
+      const T* key = keys_ + threadIdx.x * shape::kPitch;
+      float dot[2] = {0.0f, 0.0f};
+#pragma unroll
+      for (int vector = 0; vector < shape::kVectors; ++vector) {
+        const uint4 words = *reinterpret_cast<const uint4*>(key + 8 * vector);
+        const float4 low = *reinterpret_cast<const float4*>(query_ + 8 * vector);
+        const float4 high = *reinterpret_cast<const float4*>(query_ + 8 * vector + 4);
+        const float2 k0 = detail::unpack_pair<T>(words.x), k1 = detail::unpack_pair<T>(words.y);
+        const float2 k2 = detail::unpack_pair<T>(words.z), k3 = detail::unpack_pair<T>(words.w);
+        dot[0] =
+            fmaf(k0.x, low.x, fmaf(k1.x, low.z, fmaf(k2.x, high.x, fmaf(k3.x, high.z, dot[0]))));
+        dot[1] =
+            fmaf(k0.y, low.y, fmaf(k1.y, low.w, fmaf(k2.y, high.y, fmaf(k3.y, high.w, dot[1]))));
+      }
+      const float score = (dot[0] + dot[1]) * scale_log2;
+      p_[i] = score;
+      logit[begin_ + i] = score;
+      maximum = fmaxf(maximum, score);
+    }
+    return block_reduce<Threads>(maximum, scratch_, [](float a, float b) { return fmaxf(a, b); });
+  }
+
+  /// p_[i] becomes exp2(logit - maximum); returns the sum.
+  __device__ __forceinline__ float exponentiate(float maximum) {
     float sum = 0.0f;
-    for (int i = threadIdx.x; i < count_; i += Threads) {
+    for (int i = threadIdx.x; i < count_; i += Threads) {  // the thread that wrote p_[i]
       p_[i] = exp2f(p_[i] - maximum);
       sum += p_[i];
     }
-    // The barrier inside also publishes p_.
-    sum =
-        block_reduce<Threads>(sum, scratch_ + Threads / 32, [](float a, float b) { return a + b; });
-    return make_float2(maximum, sum);
+    detail::cp_async_wait<0>();  // the values
+    // The barrier inside also publishes p_ and the values.
+    return block_reduce<Threads>(sum, scratch_ + Threads / 32,
+                                 [](float a, float b) { return a + b; });
   }
 
-  __device__ void weigh_values(const T* v_new, float sum, float* out) {
+  __device__ __forceinline__ void weigh_values(float sum, float* out) {
+    const int group = static_cast<int>(threadIdx.x) / shape::kVectors;
+    const int column = static_cast<int>(threadIdx.x) % shape::kVectors * 8;
     float acc[8] = {};
     for (int round = 0; round * shape::kSlots < count_; ++round) {
-      if (round != values_round_) load_values(round);
-#pragma unroll
-      for (int r = 0; r < shape::kValueRows; ++r) {
-        if (!in_group() || !has_slot(round, value_slot(r))) continue;
-        const int i = round * shape::kSlots + value_slot(r);
-        uint4 vector = values_[r];
-        if (begin_ + i == head_.fresh) {
-          vector = *reinterpret_cast<const uint4*>(v_new + value_column());
-        }
+      fetch(head_.v, values_, round, &round_of_values_);
+      const int first = round * shape::kSlots, rows = min(count_ - first, shape::kSlots);
+      if (group >= shape::kGroups) continue;
+#pragma unroll 4
+      for (int row = group; row < rows; row += shape::kGroups) {
+        const uint4 vector =
+            *reinterpret_cast<const uint4*>(values_ + row * shape::kPitch + column);
         const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
-        const float p = p_[i];
+        const float p = p_[first + row];
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
           const float2 pair = detail::unpack_pair<T>(words[w]);
@@ -229,8 +215,8 @@ class block_h2o_attend {
         }
       }
     }
-    if (in_group()) {
-      float* mine = partial_ + threadIdx.x / shape::kVectors * HeadDim + value_column();
+    if (group < shape::kGroups) {
+      float* mine = partial_ + group * HeadDim + column;
       *reinterpret_cast<float4*>(mine) = make_float4(acc[0], acc[1], acc[2], acc[3]);
       *reinterpret_cast<float4*>(mine + 4) = make_float4(acc[4], acc[5], acc[6], acc[7]);
     }
@@ -246,10 +232,9 @@ class block_h2o_attend {
 
   const h2o_head<T>& head_;
   int begin_, count_;
-  int keys_round_, values_round_;
-  float *query_, *fresh_key_, *scratch_, *partial_, *p_;
-  uint4 keys_[shape::kKeyVectors];
-  uint4 values_[shape::kValueRows];
+  int round_of_keys_ = 0, round_of_values_ = 0;
+  float *query_, *scratch_, *partial_, *p_;
+  T *keys_, *values_;
 };
 
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -10,19 +10,23 @@ namespace detail {
 /// Rows are keys here. No output accumulates, so the fragments of the keys stay in registers
 /// longer.
 template <int HeadDim>
-inline constexpr attention_tile kColumnTile =
-    HeadDim <= 128 ? attention_tile{2, 64, HeadDim <= 96} : attention_tile{1, 32, false};
+inline constexpr attention_tile kColumnTile = HeadDim <= 80    ? attention_tile{2, 64, false}
+                                              : HeadDim <= 128 ? attention_tile{2, 32, false}
+                                                               : attention_tile{1, 32, false};
 
 template <int HeadDim>
 inline constexpr int kColumnSharedBytes =
-    (kColumnTile<HeadDim>.rows() + 2 * kColumnTile<HeadDim>.columns) * kPaddedHeadDim<HeadDim> * 2;
+    (kColumnTile<HeadDim>.rows() + 2 * kColumnTile<HeadDim>.columns) * kPaddedHeadDim<HeadDim> * 2 +
+    2 * kColumnTile<HeadDim>.columns * 4;
 
 /// One block owns kColumnTile<HeadDim>.rows() keys of one KV head: it walks the queries at or below
 /// the diagonal of every query head of the group, recomputes K Q^T with keys as rows, and adds
 /// exp(score - lse) along the rows. Nobody else touches these sums, and the order is fixed: no
 /// atomics.
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(kPrefillThreads)
+__global__ void __launch_bounds__(kPrefillThreads, HeadDim <= 96    ? 4
+                                                   : HeadDim <= 128 ? 3
+                                                                    : 1)
     column_sum_kernel(heads_view<const T> q, heads_view<const T> k, const std::int32_t* lengths,
                       const float* __restrict__ lse, float* column_sums, float scale_log2) {
   constexpr attention_tile P = kColumnTile<HeadDim>;
@@ -30,6 +34,7 @@ __global__ void __launch_bounds__(kPrefillThreads)
   extern __shared__ __align__(16) std::byte shared[];
   T* const k_tile = reinterpret_cast<T*>(shared);
   T* const q_tiles = k_tile + kKeys * kPitch;
+  float* const lse_tiles = reinterpret_cast<float*>(q_tiles + 2 * kQueries * kPitch);
 
   const int kv_head = blockIdx.y, sequence = blockIdx.z, group_size = q.heads / k.heads;
   const int k0 = blockIdx.x * kKeys;  // the first key tile meets the most queries
@@ -42,10 +47,17 @@ __global__ void __launch_bounds__(kPrefillThreads)
   const int tiles = tiles_per_head * group_size;
   const auto fill = [&](int i) {
     const int head = kv_head * group_size + i / tiles_per_head;
+    const int q0 = (first_tile + i % tiles_per_head) * kQueries;
     copy_rows_async<HeadDim, kQueries, kPrefillThreads>(
         q_tiles + i % 2 * kQueries * kPitch,
-        q.data + sequence * q.batch_stride + head * q.head_stride, q.token_stride,
-        (first_tile + i % tiles_per_head) * kQueries, length);
+        q.data + sequence * q.batch_stride + head * q.head_stride, q.token_stride, q0, length);
+    if (threadIdx.x < kQueries) {
+      const float* head_lse = lse + (std::int64_t{sequence} * q.heads + head) * q.tokens;
+      const int query = q0 + static_cast<int>(threadIdx.x);
+      const bool inside = query < length;
+      cp_async_4(lse_tiles + i % 2 * kQueries + threadIdx.x, head_lse + (inside ? query : 0),
+                 inside);
+    }
     cp_async_commit();
   };
 
@@ -63,20 +75,9 @@ __global__ void __launch_bounds__(kPrefillThreads)
     if (i + 1 < tiles) fill(i + 1);
     const T* q_tile = q_tiles + i % 2 * kQueries * kPitch;
     const int q0 = (first_tile + i % tiles_per_head) * kQueries;
-    const std::int64_t head =
-        std::int64_t{sequence} * q.heads + kv_head * group_size + i / tiles_per_head;
-    const float* head_lse = lse + head * q.tokens;
+    const float* tile_lse = lse_tiles + i % 2 * kQueries;
     if (i == 0) keep_rows<T, HeadDim, P.row_tiles, P.keep_rows>(kept, k_tile, warp_row);
 
-    float query_lse[kQueries / 8][2];  // requested before the products, needed after them
-#pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j) {
-#pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        const int query = q0 + 8 * j + 2 * quad + column;
-        query_lse[j][column] = __ldg(head_lse + min(query, q.tokens - 1));
-      }
-    }
     float s[P.row_tiles][kQueries / 8][4] = {};
     multiply_tile<T, HeadDim, P.row_tiles, kQueries, P.keep_rows>(s, kept, k_tile, warp_row,
                                                                   q_tile);
@@ -84,10 +85,11 @@ __global__ void __launch_bounds__(kPrefillThreads)
     const bool whole = q0 >= k0 + warp_row + 16 * P.row_tiles && q0 + kQueries <= length;
 #pragma unroll
     for (int j = 0; j < kQueries / 8; ++j) {
+      const float2 pair = *reinterpret_cast<const float2*>(tile_lse + 8 * j + 2 * quad);
 #pragma unroll
       for (int column = 0; column < 2; ++column) {
         const int query = q0 + 8 * j + 2 * quad + column;
-        const float offset = query_lse[j][column] * kLog2E;
+        const float offset = (column == 0 ? pair.x : pair.y) * kLog2E;
 #pragma unroll
         for (int r = 0; r < P.row_tiles; ++r) {
 #pragma unroll

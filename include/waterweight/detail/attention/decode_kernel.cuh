@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kRotaryThreads)
   element[half] = from_float<T>(turned.y);
 }
 
-inline constexpr int kDecodeThreads = 256;
+inline constexpr int kDecodeThreads = 128;
 /// More splits than this and the merge costs more than the split saves.
-inline constexpr int kMaxDecodeSplits = 8;
+inline constexpr int kMaxDecodeSplits = 16;
 
 /// Splits of each head: what a block holds in registers at once, up to the limit. A function of the
 /// cache alone, never of the batch: a sequence gives the same bits alone and in company.
@@ -85,7 +85,8 @@ template <class T, int HeadDim>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_kernel(heads_view<const T> q, heads_view<const T> k_new, heads_view<const T> v_new,
                   rotary_view rotary, kv_cache_view<T> cache, h2o_state_view state,
-                  h2o_budget budget, heads_view<T> out, decode_workspace ws, float scale) {
+                  h2o_budget budget, heads_view<T> out, decode_workspace ws, int most_slots,
+                  float scale) {
   extern __shared__ __align__(16) std::byte shared[];
   const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, sequence = blockIdx.z;
   const int group_size = q.heads / k_new.heads;
@@ -108,7 +109,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
   float* const logit = ws.logit + query_head * cache.capacity;
   const h2o_split_output output{
       logit, cache.capacity, stat + split, splits, partial + split * HeadDim, splits * HeadDim};
-  block_h2o_attend<T, HeadDim, kDecodeThreads> block(head, range.begin, range.end, shared);
+  block_h2o_attend<T, HeadDim, kDecodeThreads> block(head, range.begin, range.end, most_slots,
+                                                     shared);
   block.begin();
   block.attend(q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride,
                q.head_stride,

@@ -91,8 +91,8 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     constexpr int kHeadDim = decltype(dim)::value;
     using shape = h2o_split_shape<kHeadDim, kDecodeThreads>;
     const int splits = decode_splits(cache.capacity, shape::kSlots);
-    const std::size_t shared =
-        shape::shared_bytes(static_cast<int>(ceil_div(cache.capacity, splits)));
+    const int most_slots = static_cast<int>(ceil_div(cache.capacity, splits));
+    const std::size_t shared = shape::shared_bytes(most_slots);
     decode_workspace parts;
     const std::size_t needed = parts.place(ws.data, cache.batch, q.heads, cache.kv_heads, splits,
                                            cache.capacity, kHeadDim);
@@ -104,7 +104,7 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
                   dim3(static_cast<unsigned>(splits), static_cast<unsigned>(cache.kv_heads),
                        static_cast<unsigned>(q.batch)),
                   kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, budget,
-                  out, parts, scale);
+                  out, parts, most_slots, scale);
   });
 }
 
