@@ -85,7 +85,7 @@ template <class T, int HeadDim>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_kernel(heads_view<const T> q, heads_view<const T> k_new, heads_view<const T> v_new,
                   rotary_view rotary, kv_cache_view<T> cache, h2o_state_view state,
-                  h2o_budget budget, heads_view<T> out, decode_workspace ws, float scale) {
+                  h2o_policy policy, heads_view<T> out, decode_workspace ws, float scale) {
   extern __shared__ __align__(16) std::byte shared[];
   const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, sequence = blockIdx.z;
   const int group_size = q.heads / k_new.heads;
@@ -145,8 +145,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
                                    fresh,
                                    step,
                                    live,
-                                   budget.sinks,
-                                   budget.recent};
+                                   policy.sinks,
+                                   policy.recent};
     block_h2o_account<kDecodeThreads>(
         account, logit, cache.capacity, group_size,
         [&](int h) { return h2o_softmax(stat + h * splits, splits); },

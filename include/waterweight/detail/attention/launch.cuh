@@ -65,17 +65,17 @@ inline bool valid_state(const h2o_state_view& state) {
          state.length != nullptr;
 }
 
-inline bool valid_budget(const h2o_budget& budget, int capacity) {
+inline bool valid_policy(const h2o_policy& policy, int capacity) {
   constexpr int kMax = std::numeric_limits<std::int32_t>::max() / 4;
-  return budget.sinks >= 0 && budget.heavy >= 0 && budget.recent >= 0 && budget.sinks <= kMax &&
-         budget.heavy <= kMax && budget.recent <= kMax && budget.capacity() == capacity;
+  return policy.sinks >= 0 && policy.heavy >= 0 && policy.recent >= 0 && policy.sinks <= kMax &&
+         policy.heavy <= kMax && policy.recent <= kMax && policy.capacity() == capacity;
 }
 
 template <class T>
 cudaError_t launch_decode(const device_info& device, const heads_view<const T>& q,
                           const heads_view<const T>& k_new, const heads_view<const T>& v_new,
                           const rotary_view& rotary, const kv_cache_view<T>& cache,
-                          const h2o_state_view& state, const h2o_budget& budget,
+                          const h2o_state_view& state, const h2o_policy& policy,
                           const heads_view<T>& out, const workspace& ws, cudaStream_t stream) {
   static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
   const bool valid =
@@ -84,7 +84,7 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
       same_tokens(q, out) && q.heads == out.heads && k_new.heads == v_new.heads &&
       q.heads % k_new.heads == 0 && valid_rotary(rotary, q.head_dim) && valid_cache(cache) &&
       cache.batch == q.batch && cache.kv_heads == k_new.heads && cache.head_dim == q.head_dim &&
-      valid_state(state) && (state.score == nullptr || valid_budget(budget, cache.capacity));
+      valid_state(state) && (state.score == nullptr || valid_policy(policy, cache.capacity));
   if (!valid) return cudaErrorInvalidValue;
   const float scale = 1.0f / std::sqrt(static_cast<float>(q.head_dim));
   return dispatch_head_dim(q.head_dim, [&](auto dim) {
@@ -103,7 +103,7 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     return launch(decode_kernel<T, kHeadDim>,
                   dim3(static_cast<unsigned>(splits), static_cast<unsigned>(cache.kv_heads),
                        static_cast<unsigned>(q.batch)),
-                  kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, budget,
+                  kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, policy,
                   out, parts, scale);
   });
 }

@@ -76,7 +76,7 @@ __device__ inline select_threshold find_threshold(const float* scores, int begin
 template <int Threads>
 __global__ void __launch_bounds__(Threads)
     select_kernel(const float* column_sums, const std::int32_t* lengths, int tokens, int capacity,
-                  h2o_state_view state, h2o_budget budget) {
+                  h2o_state_view state, h2o_policy policy) {
   static_assert(Threads == kSelectThreads, "find_threshold strides by kSelectThreads");
   __shared__ int histogram[256];
   __shared__ int scratch[Threads / 32];
@@ -89,10 +89,10 @@ __global__ void __launch_bounds__(Threads)
 
   // Candidates: neither sinks nor recent. Without a cut every token is kept.
   const bool cut = state.score != nullptr && length > capacity - 1;
-  const int begin = cut ? budget.sinks : 0, end = cut ? length - budget.recent : 0;
+  const int begin = cut ? policy.sinks : 0, end = cut ? length - policy.recent : 0;
   select_threshold threshold{0xffffffffu, 0, 0};
-  if (cut && budget.heavy > 0) {
-    threshold = find_threshold(scores, begin, end, budget.heavy, histogram);
+  if (cut && policy.heavy > 0) {
+    threshold = find_threshold(scores, begin, end, policy.heavy, histogram);
   }
 
   int kept = 0, equal_seen = 0;
@@ -100,13 +100,13 @@ __global__ void __launch_bounds__(Threads)
     const int token = base + threadIdx.x;
     const bool candidate = token >= begin && token < end;
     const std::uint32_t key = candidate ? ordered_score(scores[token]) : 0;
-    const bool equal = candidate && budget.heavy > 0 && key == threshold.key;
+    const bool equal = candidate && policy.heavy > 0 && key == threshold.key;
     int equal_total, kept_total;
     const int equal_rank = equal_seen + block_rank<Threads>(equal, scratch, equal_total);
     equal_seen += equal_total;
     // Of those equal to the threshold the last ones stay: on a tie the lower position leaves.
     const bool keep =
-        token < length && (!candidate || (budget.heavy > 0 && key > threshold.key) ||
+        token < length && (!candidate || (policy.heavy > 0 && key > threshold.key) ||
                            (equal && equal_rank >= threshold.equal_total - threshold.equal_kept));
     const int slot = kept + block_rank<Threads>(keep, scratch, kept_total);
     kept += kept_total;
