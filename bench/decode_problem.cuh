@@ -94,7 +94,8 @@ class DecodeProblem {
 
   /// After the last layer of a token.
   cudaError_t advance(const Session& session) const {
-    return waterweight::h2o_advance(sequence_state(), shape.batch, shape.capacity, shape.budget, session.stream);
+    return waterweight::h2o_advance(sequence_state(), shape.batch, shape.capacity, shape.budget,
+                                    session.stream);
   }
 
   /// Runs the first layer once and throws unless sampled heads agree with the fp64 reference.

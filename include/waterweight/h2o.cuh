@@ -2,7 +2,8 @@
 //
 // A token with h2o_decode_attention (attention.cuh), each layer: h2o_decode_attention; then, unless
 // the granularity is per_head, h2o_evict; at last h2o_advance. With an attention of your own: write
-// the rotated key and the value to free_slot, attend, h2o_accumulate_scores, h2o_evict, h2o_advance.
+// the rotated key and the value to free_slot, attend, h2o_accumulate_scores, h2o_evict,
+// h2o_advance.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,13 +29,13 @@ constexpr std::size_t h2o_workspace_bytes(h2o_policy policy, int layers, int bat
 /// position leaves; NaN counts as lowest); with a shared set of kept keys the scores are summed
 /// over its heads in fp32, in the order of layers, then heads. With state.capacity_of a sequence's
 /// own policy is policy.bounded(capacity_of[b]).
-/// Kept tokens fill slots 0, 1, ... in ascending position, each with its own head's score; the other
-/// slots get position -1 and score 0. free_slot = number kept. Also sets length[b] = number kept and
-/// step[b] = lengths[b].
-/// scores: see types.hpp; not null; as many layers as state. lengths: [batch] device memory, tokens
-/// of each sequence (<= scores.tokens), or null: all are full. policy.capacity() must equal
-/// capacity. ws: h2o_workspace_bytes(policy, scores.layers, scores.batch, scores.tokens).
-/// Errors: cudaErrorInvalidValue as everywhere, nothing launched; else the launch's own code.
+/// Kept tokens fill slots 0, 1, ... in ascending position, each with its own head's score; the
+/// other slots get position -1 and score 0. free_slot = number kept. Also sets length[b] = number
+/// kept and step[b] = lengths[b]. scores: see types.hpp; not null; as many layers as state.
+/// lengths: [batch] device memory, tokens of each sequence (<= scores.tokens), or null: all are
+/// full. policy.capacity() must equal capacity. ws: h2o_workspace_bytes(policy, scores.layers,
+/// scores.batch, scores.tokens). Errors: cudaErrorInvalidValue as everywhere, nothing launched;
+/// else the launch's own code.
 [[nodiscard]] inline cudaError_t h2o_select(h2o_score_view scores, const std::int32_t* lengths,
                                             h2o_state_view state, int capacity, h2o_policy policy,
                                             workspace ws, cudaStream_t stream) noexcept {
@@ -58,18 +59,15 @@ template <class T>
 /// After prefill of one layer: h2o_select, then h2o_compact.
 ///
 /// column_sums: [batch, kv_heads, tokens]. state.score null: column_sums may be null and every
-/// prompt must fit and is kept whole (tokens < capacity). lengths as in h2o_prefill_attention (null:
-/// all `tokens`). Not with per_model, which needs the scores of all layers first: call h2o_select
-/// for all of them, then h2o_compact for each.
-/// ws: h2o_workspace_bytes(policy, 1, batch, tokens).
+/// prompt must fit and is kept whole (tokens < capacity). lengths as in h2o_prefill_attention
+/// (null: all `tokens`). Not with per_model, which needs the scores of all layers first: call
+/// h2o_select for all of them, then h2o_compact for each. ws: h2o_workspace_bytes(policy, 1, batch,
+/// tokens).
 template <class T>
-[[nodiscard]] cudaError_t h2o_select_and_compact(detail::type_identity_t<heads_view<const T>> k,
-                                                 detail::type_identity_t<heads_view<const T>> v,
-                                                 const float* column_sums,
-                                                 const std::int32_t* lengths,
-                                                 kv_cache_view<T> cache, h2o_state_view state,
-                                                 h2o_policy policy, workspace ws,
-                                                 cudaStream_t stream) noexcept {
+[[nodiscard]] cudaError_t h2o_select_and_compact(
+    detail::type_identity_t<heads_view<const T>> k, detail::type_identity_t<heads_view<const T>> v,
+    const float* column_sums, const std::int32_t* lengths, kv_cache_view<T> cache,
+    h2o_state_view state, h2o_policy policy, workspace ws, cudaStream_t stream) noexcept {
   return detail::launch_select_and_compact<T>(k, v, column_sums, lengths, cache, state, policy, ws,
                                               stream);
 }
@@ -106,8 +104,8 @@ template <class T>
 
 /// After the scores of a token: policy.evict_every slots leave every head of a sequence that became
 /// full (length[b] + 1 live slots: as many as it may use); elsewhere the next empty slot becomes
-/// free_slot. The rule is h2o_decode_attention's; with a shared set the same positions leave all its
-/// heads, by the sum of their scores in fp32, in the order of layers, then heads.
+/// free_slot. The rule is h2o_decode_attention's; with a shared set the same positions leave all
+/// its heads, by the sum of their scores in fp32, in the order of layers, then heads.
 ///
 /// cache and state: of all layers of the model for per_model, of any number of layers otherwise; K
 /// and V of a layer begin state.layer_stride * capacity * head_dim elements after the one before.
@@ -115,9 +113,8 @@ template <class T>
 /// ws: h2o_workspace_bytes(policy, state.layers, cache.batch, cache.capacity).
 /// Deterministic. Moves rows only with evict_every > 1, at most that many per head.
 template <class T>
-[[nodiscard]] cudaError_t h2o_evict(kv_cache_view<T> cache, h2o_state_view state,
-                                    h2o_policy policy, workspace ws,
-                                    cudaStream_t stream) noexcept {
+[[nodiscard]] cudaError_t h2o_evict(kv_cache_view<T> cache, h2o_state_view state, h2o_policy policy,
+                                    workspace ws, cudaStream_t stream) noexcept {
   return detail::launch_evict<T>(cache, state, policy, ws, stream);
 }
 

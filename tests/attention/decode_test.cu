@@ -202,7 +202,8 @@ TYPED_TEST(DecodeTest, RaggedBatchEqualsEachSequenceAloneBitForBit) {
           this->device, only(run.q.device_token(t)), only(run.k.device_token(t)),
           only(run.v.device_token(t)), run.rotary(), alone.cache(), alone.state(), budget,
           only(run.out.device_token(t)), alone.workspace(), this->stream));
-      ASSERT_CUDA(waterweight::h2o_advance(alone.state(), 1, budget.capacity(), budget, this->stream));
+      ASSERT_CUDA(
+          waterweight::h2o_advance(alone.state(), 1, budget.capacity(), budget, this->stream));
     }
     ASSERT_CUDA(cudaStreamSynchronize(this->stream));
     run.out.download();
@@ -257,7 +258,8 @@ TYPED_TEST(DecodeTest, EachStepAddsAMassOfOneAndEvictsOneKey) {
         EXPECT_TRUE(kept.count(position)) << "sink " << position << " left";
       }
     }
-    ASSERT_CUDA(waterweight::h2o_advance(layer.state(), 2, budget.capacity(), budget, this->stream));
+    ASSERT_CUDA(
+        waterweight::h2o_advance(layer.state(), 2, budget.capacity(), budget, this->stream));
   }
 }
 
