@@ -185,8 +185,9 @@ Prefill<T> CudaEngine<T>::prefill() const {
 
 template <class T>
 void CudaEngine<T>::advance(int batch) {
-  check_cuda(waterweight::h2o_advance(kv_.states.front(), batch, kv_.capacity, launch_.stream),
-             "h2o_advance");
+  check_cuda(
+      waterweight::h2o_advance(kv_.states.front(), batch, kv_.capacity, kv_.budget, launch_.stream),
+      "h2o_advance");
 }
 
 /// Pads all prompts to `tokens` and sets the lengths.

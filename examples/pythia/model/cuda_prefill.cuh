@@ -55,7 +55,7 @@ void enqueue_prefill(const LaunchContext& launch, const Prefill<T>& prefill, con
       cache.batch = batch;
       check_cuda(waterweight::h2o_select_and_compact<T>(k, v, h2o ? prefill.column_sums : nullptr,
                                                         prefill.lengths, cache, kv->states[i],
-                                                        kv->budget, launch.stream),
+                                                        kv->budget, {}, launch.stream),
                  "h2o_select_and_compact");
     });
   }

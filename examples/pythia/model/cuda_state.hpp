@@ -38,7 +38,7 @@ template <class T>
 struct KvState {
   std::vector<waterweight::kv_cache_view<T>> caches;
   std::vector<waterweight::h2o_state_view> states;  ///< step and length are shared by all layers
-  waterweight::h2o_budget budget;
+  waterweight::h2o_policy budget;
   int capacity = 0;
 
   /// A full cache has one slot per token and one more: it never runs full, so nothing is evicted.

@@ -48,7 +48,7 @@ class HostCache {
   waterweight::h2o_state_view state(Layer& layer, int first);
 
   bool h2o_;
-  waterweight::h2o_budget budget_;
+  waterweight::h2o_policy budget_;
   int heads_, head_dim_, capacity_;
   std::vector<Layer> layers_;
   std::vector<std::int32_t> step_, length_;

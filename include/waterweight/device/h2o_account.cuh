@@ -1,106 +1,82 @@
 // Block-level H2O decode attention, second half: the splits of a head become its output, and the
-// softmax mass of every slot is added to its score; one slot leaves when the cache is full.
+// softmax mass of every slot is added to its score. Who leaves a full cache: h2o_evict.cuh.
 #pragma once
 
 #include <cstdint>
 
-#include <waterweight/device/reduce.cuh>
+#include <waterweight/device/h2o_evict.cuh>
 #include <waterweight/types.hpp>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
-/// The softmax over all splits of one query head: stat as block_h2o_attend leaves it.
+/// The softmax of one query head over all its slots.
 struct h2o_softmax {
-  float maximum;
-  float inverse_sum;
+  float maximum;      ///< of the logits, in units of log2
+  float inverse_sum;  ///< 1 / sum of exp2(logit - maximum)
 
-  __device__ __forceinline__ h2o_softmax(const float2* stat, int splits) : maximum(-INFINITY) {
-    for (int s = 0; s < splits; ++s) maximum = fmaxf(maximum, stat[s].x);
-    float sum = 0.0f;
-    for (int s = 0; s < splits; ++s) sum += split_mass(stat[s]);
-    inverse_sum = 1.0f / sum;
-  }
-
-  /// Share of one split in the output.
-  __device__ __forceinline__ float weight(const float2& stat) const {
-    return split_mass(stat) * inverse_sum;
-  }
   /// Final probability of one slot.
   __device__ __forceinline__ float probability(float logit) const {
     return exp2f(logit - maximum) * inverse_sum;
   }
+};
+
+/// The splits of one query head put together, one lane per split: every lane of the warp makes one,
+/// from stat[splits] as block_h2o_attend leaves it. splits <= 32.
+class h2o_merge {
+ public:
+  __device__ __forceinline__ h2o_merge(const float2* stat, int splits) : splits_(splits) {
+    const int lane = threadIdx.x % 32;
+    const float2 mine = lane < splits ? stat[lane] : make_float2(-INFINITY, 0.0f);
+    softmax_.maximum = warp_reduce(mine.x, [](float a, float b) { return fmaxf(a, b); });
+    // An empty split (-inf, 0) has no mass.
+    const float mass = mine.y == 0.0f ? 0.0f : mine.y * exp2f(mine.x - softmax_.maximum);
+    softmax_.inverse_sum = 1.0f / warp_reduce(mass, [](float a, float b) { return a + b; });
+    weight_ = mass * softmax_.inverse_sum;
+  }
+
+  __device__ __forceinline__ const h2o_softmax& softmax() const { return softmax_; }
+
+  /// Element d of the head's output, from partial [splits, head_dim]; 0 for d >= head_dim. All
+  /// lanes of the warp call it together.
+  __device__ __forceinline__ float element(const float* partial, int head_dim, int d) const {
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int split = 0; split < splits_; ++split) {
+      const float part = d < head_dim ? partial[split * head_dim + d] : 0.0f;
+      sum = fmaf(__shfl_sync(0xffffffffu, weight_, split), part, sum);
+    }
+    return sum;
+  }
 
  private:
-  __device__ __forceinline__ float split_mass(const float2& stat) const {
-    return stat.y == 0.0f ? 0.0f : stat.y * exp2f(stat.x - maximum);  // an empty split has none
-  }
+  int splits_;
+  h2o_softmax softmax_;
+  float weight_;  ///< of the split of this lane
 };
 
-/// Element d of one query head's output: partial is [splits, head_dim].
-__device__ __forceinline__ float merged_element(const h2o_softmax& softmax, const float2* stat,
-                                                const float* partial, int splits, int head_dim,
-                                                int d) {
-  float sum = 0.0f;
-  for (int s = 0; s < splits; ++s) {
-    sum = fmaf(softmax.weight(stat[s]), partial[s * head_dim + d], sum);
-  }
-  return sum;
-}
-
-/// One KV head's bookkeeping arrays and the limits of its policy.
-struct h2o_account_head {
-  float* score;            ///< [capacity]
-  std::int32_t* position;  ///< [capacity]
-  std::int32_t* free_slot;
-  int capacity;
-  int fresh;  ///< where this token went
-  int step;
-  int live;
-  int sinks;
-  int recent;
-};
-
-/// Where the next token goes while nothing is evicted.
-__device__ __forceinline__ void advance_free_slot(std::int32_t* free_slot, int live) {
-  if (threadIdx.x == 0) *free_slot = live;
-}
-
-/// score[slot] += sum over the group's query heads of probability(slot), then evicts one slot if
-/// live == capacity. logit: query head h of the group at logit + h * logit_stride; softmax(h) gives
-/// its h2o_softmax. `scratch`: Threads / 32 64-bit words of shared memory. Collective.
-template <int Threads, class Softmax>
-__device__ void block_h2o_account(const h2o_account_head& head, const float* logit,
-                                  std::int64_t logit_stride, int group_size, const Softmax& softmax,
-                                  unsigned long long* scratch) {
-  unsigned long long best = kNoVictim;
-  int best_slot = 0;
-  const bool full = head.live == head.capacity;
+/// score[slot] += sum over the group's query heads of probability(slot), where the slot `fresh` of
+/// this token starts from 0. Then, if the head keeps its own keys, block_h2o_evict.
+/// logit: query head h of the group at logit + h * logit_stride; softmax[h] is its h2o_softmax.
+/// `shared`: h2o_evict_shared_bytes<Threads>(policy.evict_every), 8-byte aligned. Collective.
+template <int Threads>
+__device__ void block_h2o_account(const h2o_bookkeeping& head, int fresh, const float* logit,
+                                  std::int64_t logit_stride, int group_size,
+                                  const h2o_softmax* softmax, void* shared) {
+  const bool own_keys = head.policy.granularity == h2o_granularity::per_head;
+  const bool evicts = own_keys && head.full();
+  h2o_candidate candidate;
   for (int slot = threadIdx.x; slot < head.live; slot += Threads) {
     float mass = 0.0f;
     for (int h = 0; h < group_size; ++h) {
-      mass += softmax(h).probability(logit[h * logit_stride + slot]);
+      mass += softmax[h].probability(logit[h * logit_stride + slot]);
     }
-    const float score = (slot == head.fresh ? 0.0f : head.score[slot]) + mass;
+    const float score = (slot == fresh ? 0.0f : head.score[slot]) + mass;
     head.score[slot] = score;
-    const int position = head.position[slot];
-    if (!full || position < head.sinks || position > head.step - head.recent) continue;
-    const unsigned long long key = victim_key(score, position);
-    if (key < best) {
-      best = key;
-      best_slot = slot;
-    }
+    if (evicts) candidate.offer(head, slot, score);
   }
-  if (!full) {
-    advance_free_slot(head.free_slot, head.live);
-    return;
-  }
-  const unsigned long long winner = block_reduce<Threads>(
-      best, scratch, [](unsigned long long a, unsigned long long b) { return a < b ? a : b; });
-  // Positions are unique, so exactly one thread holds the winner.
-  if (winner == best && best != kNoVictim) {
-    *head.free_slot = best_slot;
-    head.position[best_slot] = -1;
-    head.score[best_slot] = 0.0f;
+  if (own_keys) {
+    block_h2o_evict<Threads>(
+        head, [&](int slot) { return head.score[slot]; }, candidate, shared);
   }
 }
 

@@ -29,11 +29,11 @@ __global__ void __launch_bounds__(kRotaryThreads)
 }
 
 inline constexpr int kDecodeThreads = 128;
-/// More splits than this and the merge costs more than the split saves.
+/// More splits than this and the merge costs more than the split saves; at most 32, one per lane.
 inline constexpr int kMaxDecodeSplits = 16;
 
-/// Splits of each head: what a block holds in registers at once, up to the limit. A function of the
-/// cache alone, never of the batch: a sequence gives the same bits alone and in company.
+/// Splits of each head: what a block holds in shared memory at once, up to the limit. A function of
+/// the cache alone, never of the batch: a sequence gives the same bits alone and in company.
 WATERWEIGHT_HOST_DEVICE constexpr int decode_splits(int capacity, int slots_per_round) {
   const int wanted = (capacity + slots_per_round - 1) / slots_per_round;
   return wanted < kMaxDecodeSplits ? wanted : kMaxDecodeSplits;
@@ -78,6 +78,13 @@ struct decode_workspace {
   }
 };
 
+/// Shared memory of the block that merges: one softmax per query head of the group, then
+/// eviction's.
+constexpr std::size_t decode_merge_shared_bytes(int group_size, int evict_every) {
+  return sizeof(h2o_softmax) * static_cast<std::size_t>(group_size) +
+         h2o_evict_shared_bytes<kDecodeThreads>(evict_every);
+}
+
 /// One block per (split, KV head, sequence). The block of a head that arrives last merges the
 /// splits, accounts and evicts: it reads what the others wrote, in split order, so the result does
 /// not depend on which one it is.
@@ -85,7 +92,7 @@ template <class T, int HeadDim>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_kernel(heads_view<const T> q, heads_view<const T> k_new, heads_view<const T> v_new,
                   rotary_view rotary, kv_cache_view<T> cache, h2o_state_view state,
-                  h2o_budget budget, heads_view<T> out, decode_workspace ws, int most_slots,
+                  h2o_policy policy, heads_view<T> out, decode_workspace ws, int most_slots,
                   float scale) {
   extern __shared__ __align__(16) std::byte shared[];
   const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, sequence = blockIdx.z;
@@ -128,31 +135,33 @@ __global__ void __launch_bounds__(kDecodeThreads)
   if (!last) return;
   __threadfence();
 
+  auto* const softmax = reinterpret_cast<h2o_softmax*>(shared);  // [group_size]
   for (int h = 0; h < group_size; ++h) {
-    const h2o_softmax softmax(stat + h * splits, splits);
+    const h2o_merge merge(stat + h * splits, splits);
+    if (threadIdx.x == 0) softmax[h] = merge.softmax();
     T* out_head =
         out.data + sequence * out.batch_stride + (kv_head * group_size + h) * out.head_stride;
-    for (int d = threadIdx.x; d < HeadDim; d += kDecodeThreads) {
-      out_head[d] = from_float<T>(merged_element(
-          softmax, stat + h * splits, partial + h * splits * HeadDim, splits, HeadDim, d));
+    for (int first = 0; first < HeadDim; first += kDecodeThreads) {
+      const int d = first + static_cast<int>(threadIdx.x);
+      const float element = merge.element(partial + h * splits * HeadDim, HeadDim, d);
+      if (d < HeadDim) out_head[d] = from_float<T>(element);
     }
   }
+  __syncthreads();
   if (state.score == nullptr) {
-    advance_free_slot(state.free_slot + row, live);
+    if (threadIdx.x == 0) state.free_slot[row] = live;
   } else {
-    const h2o_account_head account{state.score + slots,
-                                   state.position + slots,
-                                   state.free_slot + row,
-                                   cache.capacity,
-                                   fresh,
-                                   step,
-                                   live,
-                                   budget.sinks,
-                                   budget.recent};
-    block_h2o_account<kDecodeThreads>(
-        account, logit, cache.capacity, group_size,
-        [&](int h) { return h2o_softmax(stat + h * splits, splits); },
-        reinterpret_cast<unsigned long long*>(shared));
+    const h2o_bookkeeping bookkeeping{state.score + slots,
+                                      head.position,
+                                      state.free_slot + row,
+                                      head.k,
+                                      head.v,
+                                      HeadDim / 8,
+                                      step,
+                                      live,
+                                      sequence_policy(policy, state.capacity_of, sequence)};
+    block_h2o_account<kDecodeThreads>(bookkeeping, fresh, logit, cache.capacity, group_size,
+                                      softmax, softmax + group_size);
   }
   __syncthreads();  // everybody has read: leave the workspace as it was found
   for (int i = threadIdx.x; i < group_size * splits * HeadDim; i += kDecodeThreads) partial[i] = 0;
