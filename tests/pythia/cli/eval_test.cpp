@@ -101,6 +101,22 @@ TEST(Eval, H2oScoresTheDecodedTokens) {
               1e-3);
 }
 
+TEST(Eval, DefaultLengths) {
+  const TempDir dir;
+  const json ids = json_of(test_support::data_path("tiny_neox_logits.json"))[4]["input_ids"];
+  const json full = evaluate(dir, ids, {});
+  EXPECT_EQ(full["window_len"], 2048);
+  EXPECT_EQ(full["stride"], 2048);
+  EXPECT_FALSE(full.contains("prefill_len"));
+  const json h2o = evaluate(dir, ids, {"--kv", "h2o"});
+  EXPECT_EQ(h2o["prefill_len"], 500);
+  EXPECT_EQ(h2o["tokens_scored"], 1500 - 500);
+  const json shorter = evaluate(dir, ids, {"--kv", "h2o", "--window-len", "100"});
+  EXPECT_EQ(shorter["stride"], 100);
+  EXPECT_EQ(shorter["prefill_len"], 50);
+  EXPECT_EQ(shorter["tokens_scored"], 15 * 50);
+}
+
 TEST(Eval, Int8IsCloseToFp16) {
   const TempDir dir;
   const json ids = json_of(test_support::data_path("tiny_neox_logits.json"))[4]["input_ids"];

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -31,6 +33,34 @@ TEST(Generate, ContinuesAsTransformersDoes) {
     ++compared;
   }
   EXPECT_GE(compared, 4);
+}
+
+TEST(Generate, StopsAtTheEndOfTextAndLeavesItOut) {
+  const TempDir dir;
+  const std::string file = dir.path() / "result.json", model = dir.path() / "model";
+  const auto generate = [&](const std::string& from) {
+    const Outcome outcome = run_on_cpu({"generate", "--prompt", "Call me", "--max-new-tokens", "8",
+                                        "--model", from, "--json", file});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    const json result = json_of(file);
+    EXPECT_EQ(result["text"].get<std::string>(), outcome.out);
+    return result;
+  };
+  const auto bundled = test_support::examples_path("pythia/models/tiny-neox");
+  const json whole = generate(bundled);
+  EXPECT_EQ(whole["stopped_by"], "max_new_tokens");
+  const auto ids = whole["token_ids"].get<std::vector<int>>();
+  ASSERT_EQ(ids.size(), 8u);
+
+  // The same model with one of these tokens as its end of text.
+  std::filesystem::copy(bundled, model);
+  json config = json_of(bundled / "config.json");
+  config["eos_token_id"] = ids[5];
+  test_support::write_file(model + "/config.json", config.dump());
+  const json stopped = generate(model);
+  EXPECT_EQ(stopped["stopped_by"], "end_of_text");
+  const auto end = std::find(ids.begin(), ids.end(), ids[5]);
+  EXPECT_EQ(stopped["token_ids"].get<std::vector<int>>(), std::vector<int>(ids.begin(), end));
 }
 
 TEST(Generate, ReportsSpeedModeAndDeviceOnStderrAlone) {
