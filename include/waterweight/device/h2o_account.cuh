@@ -65,14 +65,33 @@ __device__ void block_h2o_account(const h2o_bookkeeping& head, int fresh, const 
   const bool own_keys = head.policy.granularity == h2o_granularity::per_head;
   const bool evicts = own_keys && head.full();
   h2o_candidate candidate;
-  for (int slot = threadIdx.x; slot < head.live; slot += Threads) {
-    float mass = 0.0f;
-    for (int h = 0; h < group_size; ++h) {
-      mass += softmax[h].probability(logit[h * logit_stride + slot]);
+  // Several slots at a time: scores and positions come from far away, and every store to them
+  // would keep the next load from starting.
+  constexpr int kAtATime = 4;
+  for (int base = threadIdx.x; base < head.live; base += kAtATime * Threads) {
+    float score[kAtATime];
+    int position[kAtATime];
+#pragma unroll
+    for (int i = 0; i < kAtATime; ++i) {
+      const int slot = base + i * Threads;
+      const bool live = slot < head.live;
+      score[i] = live && slot != fresh ? head.score[slot] : 0.0f;
+      position[i] = live && evicts ? head.position[slot] : 0;
     }
-    const float score = (slot == fresh ? 0.0f : head.score[slot]) + mass;
-    head.score[slot] = score;
-    if (evicts) candidate.offer(head, slot, score);
+    for (int h = 0; h < group_size; ++h) {
+#pragma unroll
+      for (int i = 0; i < kAtATime; ++i) {
+        const int slot = base + i * Threads;
+        if (slot < head.live) score[i] += softmax[h].probability(logit[h * logit_stride + slot]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtATime; ++i) {
+      const int slot = base + i * Threads;
+      if (slot >= head.live) break;
+      head.score[slot] = score[i];
+      if (evicts) candidate.offer(head, slot, position[i], score[i]);
+    }
   }
   if (own_keys) {
     block_h2o_evict<Threads>(

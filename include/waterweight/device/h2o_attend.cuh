@@ -89,7 +89,10 @@ class block_h2o_attend {
   }
 
   /// q: head h of the group at q + h * q_stride, not yet rotated; k_new, v_new: this KV head's.
-  /// The block that owns the fresh slot also writes it to the cache.
+  /// The block that owns the fresh slot also writes it to the cache. LaterCopies: groups of
+  /// asynchronous copies this thread has committed since begin(), which need not be waited for (the
+  /// begin() of another split is 2).
+  template <int LaterCopies = 0>
   __device__ void attend(const T* q, std::int64_t q_stride, const T* k_new, const T* v_new,
                          int group_size, const rotary_view& rotary, float scale,
                          const h2o_split_output& out) {
@@ -98,9 +101,9 @@ class block_h2o_attend {
       for (int d = threadIdx.x; d < HeadDim; d += Threads) {
         query_[d] = rotated_element(q + h * q_stride, d, rotary, head_.step);
       }
-      const float maximum =
-          compute_logits(scale * 1.4426950408889634f, out.logit + h * out.logit_stride);
-      const float sum = exponentiate(maximum);
+      const float maximum = compute_logits<LaterCopies>(scale * 1.4426950408889634f,
+                                                        out.logit + h * out.logit_stride);
+      const float sum = exponentiate<LaterCopies>(maximum);
       if (threadIdx.x == 0) out.stat[h * out.stat_stride] = make_float2(maximum, sum);
       weigh_values(sum, out.partial + h * out.partial_stride);
       if (h + 1 < group_size) __syncthreads();  // shared memory is written again
@@ -150,9 +153,10 @@ class block_h2o_attend {
   }
 
   /// p_[i] and logit[slot] become the scores of this split; returns their maximum, -inf for none.
+  template <int LaterCopies>
   __device__ __forceinline__ float compute_logits(float scale_log2, float* logit) {
-    detail::cp_async_wait<1>();  // the keys; the values may still be on their way
-    __syncthreads();             // everybody's, the query and the fresh rows
+    detail::cp_async_wait<1 + LaterCopies>();  // the keys; the values may still be on their way
+    __syncthreads();                           // everybody's, the query and the fresh rows
     float maximum = -INFINITY;
     for (int round = 0; round * shape::kSlots < count_; ++round) {
       fetch(head_.k, keys_, round, &round_of_keys_);
@@ -181,13 +185,14 @@ class block_h2o_attend {
   }
 
   /// p_[i] becomes exp2(logit - maximum); returns the sum.
+  template <int LaterCopies>
   __device__ __forceinline__ float exponentiate(float maximum) {
     float sum = 0.0f;
     for (int i = threadIdx.x; i < count_; i += Threads) {  // the thread that wrote p_[i]
       p_[i] = exp2f(p_[i] - maximum);
       sum += p_[i];
     }
-    detail::cp_async_wait<0>();  // the values
+    detail::cp_async_wait<LaterCopies>();  // the values
     // The barrier inside also publishes p_ and the values.
     return block_reduce<Threads>(sum, scratch_ + Threads / 32,
                                  [](float a, float b) { return a + b; });
@@ -230,7 +235,7 @@ class block_h2o_attend {
     }
   }
 
-  const h2o_head<T>& head_;
+  h2o_head<T> head_;
   int begin_, count_;
   int round_of_keys_ = 0, round_of_values_ = 0;
   float *query_, *scratch_, *partial_, *p_;

@@ -37,8 +37,8 @@ struct h2o_candidate {
   int slot = 0;
 
   /// Sinks, recent tokens and empty slots (position -1) are never candidates.
-  __device__ __forceinline__ void offer(const h2o_bookkeeping& head, int candidate, float score) {
-    const int position = head.position[candidate];
+  __device__ __forceinline__ void offer(const h2o_bookkeeping& head, int candidate, int position,
+                                        float score) {
     if (position < head.policy.sinks || position > head.step - head.policy.recent) return;
     const unsigned long long candidate_key = victim_key(score, position);
     if (candidate_key < key) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ h2o_candidate thread_candidate(const h2o_bookkeeping&
                                                           const Scores& score_of) {
   h2o_candidate candidate;
   for (int slot = threadIdx.x; slot < head.live; slot += Threads) {
-    candidate.offer(head, slot, score_of(slot));
+    candidate.offer(head, slot, head.position[slot], score_of(slot));
   }
   return candidate;
 }

@@ -51,6 +51,14 @@ struct split_range {
   }
 };
 
+/// Where the splits of one KV head leave their results: see h2o_split_output.
+struct decode_output {
+  float* logit;
+  int capacity;
+  float2* stat;
+  float* partial;
+};
+
 /// Scratch of one decode step in the caller's workspace. All of it is zero between calls.
 struct decode_workspace {
   unsigned* arrived;  ///< [batch, kv_heads]
@@ -85,17 +93,51 @@ constexpr std::size_t decode_merge_shared_bytes(int group_size, int evict_every)
          h2o_evict_shared_bytes<kDecodeThreads>(evict_every);
 }
 
-/// One block per (split, KV head, sequence). The block of a head that arrives last merges the
-/// splits, accounts and evicts: it reads what the others wrote, in split order, so the result does
-/// not depend on which one it is.
+/// The attention half of one KV head: the blocks of gridDim.x share its splits. One block for all
+/// of them requests the next split while it computes the current one.
+template <class T, int HeadDim>
+__device__ __forceinline__ void attend_splits(const h2o_head<T>& head, const rotary_view& rotary,
+                                              const T* q, std::int64_t q_stride, const T* k_new,
+                                              const T* v_new, int group_size, float scale,
+                                              const decode_output& out, int splits, int most_slots,
+                                              std::byte* shared) {
+  using attend = block_h2o_attend<T, HeadDim, kDecodeThreads>;
+  const auto make = [&](int split, std::byte* memory) {
+    const split_range range(split, splits, head.live);
+    return attend(head, range.begin, range.end, most_slots, memory);
+  };
+  const int step = gridDim.x;
+  std::byte* const other = shared + attend::shape::shared_bytes(most_slots);
+  attend current = make(blockIdx.x, shared);
+  current.begin();
+  for (int split = blockIdx.x; split < splits; split += step) {
+    const h2o_split_output output{
+        out.logit,       out.capacity, out.stat + split, splits, out.partial + split * HeadDim,
+        splits * HeadDim};
+    if (split + step >= splits) {
+      current.attend(q, q_stride, k_new, v_new, group_size, rotary, scale, output);
+      break;
+    }
+    attend next = make(split + step, (split / step) % 2 == 0 ? other : shared);
+    next.begin();
+    current.template attend<2>(q, q_stride, k_new, v_new, group_size, rotary, scale, output);
+    __syncthreads();  // this split's memory is the one after next's
+    current = next;
+  }
+}
+
+/// One block per (split, KV head, sequence), or one per (KV head, sequence) where those are enough
+/// to fill the card. The block of a head that arrives last merges the splits, accounts and evicts:
+/// it reads what the others wrote, in split order, so the result depends neither on which one it is
+/// nor on how many blocks there are.
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_kernel(heads_view<const T> q, heads_view<const T> k_new, heads_view<const T> v_new,
                   rotary_view rotary, kv_cache_view<T> cache, h2o_state_view state,
-                  h2o_policy policy, heads_view<T> out, decode_workspace ws, int most_slots,
-                  float scale) {
+                  h2o_policy policy, heads_view<T> out, decode_workspace ws, int splits,
+                  int most_slots, float scale) {
   extern __shared__ __align__(16) std::byte shared[];
-  const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, sequence = blockIdx.z;
+  const int kv_head = blockIdx.y, sequence = blockIdx.z;
   const int group_size = q.heads / k_new.heads;
   const std::int64_t row = std::int64_t{sequence} * cache.kv_heads + kv_head;
   const std::int64_t slots = row * cache.capacity;
@@ -110,30 +152,26 @@ __global__ void __launch_bounds__(kDecodeThreads)
                          fresh,
                          step,
                          live};
-  const split_range range(split, splits, live);
   float2* const stat = ws.stat + query_head * splits;
   float* const partial = ws.partial + query_head * splits * HeadDim;
   float* const logit = ws.logit + query_head * cache.capacity;
-  const h2o_split_output output{
-      logit, cache.capacity, stat + split, splits, partial + split * HeadDim, splits * HeadDim};
-  block_h2o_attend<T, HeadDim, kDecodeThreads> block(head, range.begin, range.end, most_slots,
-                                                     shared);
-  block.begin();
-  block.attend(q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride,
-               q.head_stride,
-               k_new.data + sequence * k_new.batch_stride + kv_head * k_new.head_stride,
-               v_new.data + sequence * v_new.batch_stride + kv_head * v_new.head_stride, group_size,
-               rotary, scale, output);
+  attend_splits<T, HeadDim>(
+      head, rotary, q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride,
+      q.head_stride, k_new.data + sequence * k_new.batch_stride + kv_head * k_new.head_stride,
+      v_new.data + sequence * v_new.batch_stride + kv_head * v_new.head_stride, group_size, scale,
+      {logit, cache.capacity, stat, partial}, splits, most_slots, shared);
 
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = splits == 1 || atomicAdd(ws.arrived + row, 1u) == static_cast<unsigned>(splits) - 1;
+  if (gridDim.x > 1) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(ws.arrived + row, 1u) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+  } else {
+    __syncthreads();
   }
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
 
   auto* const softmax = reinterpret_cast<h2o_softmax*>(shared);  // [group_size]
   for (int h = 0; h < group_size; ++h) {

@@ -101,7 +101,10 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     using shape = h2o_split_shape<kHeadDim, kDecodeThreads>;
     const int splits = decode_splits(cache.capacity, shape::kSlots);
     const int most_slots = static_cast<int>(ceil_div(cache.capacity, splits));
-    const std::size_t attending = shape::shared_bytes(most_slots);
+    // Enough heads fill the card with one block each, which then streams its splits.
+    const bool whole_heads = std::int64_t{cache.kv_heads} * q.batch >= 2 * device.sm_count;
+    const int blocks = whole_heads ? 1 : splits;
+    const std::size_t attending = shape::shared_bytes(most_slots) * (blocks < splits ? 2 : 1);
     const std::size_t merging = decode_merge_shared_bytes(
         q.heads / cache.kv_heads, state.score == nullptr ? 1 : policy.evict_every);
     const std::size_t shared = attending > merging ? attending : merging;
@@ -113,10 +116,10 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
       return cudaErrorInvalidValue;
     }
     return launch(decode_kernel<T, kHeadDim>,
-                  dim3(static_cast<unsigned>(splits), static_cast<unsigned>(cache.kv_heads),
+                  dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(cache.kv_heads),
                        static_cast<unsigned>(q.batch)),
                   kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, policy,
-                  out, parts, most_slots, scale);
+                  out, parts, splits, most_slots, scale);
   });
 }
 
