@@ -1,6 +1,9 @@
 // Host side of w8a16_gemm and w16a16_gemm: checks, the choice of a kernel, the launch.
 #pragma once
 
+#include <algorithm>
+
+#include <waterweight/detail/gemm/fixed_point_kernel.cuh>
 #include <waterweight/detail/gemm/gemv_kernel.cuh>
 #include <waterweight/detail/gemm/policy.cuh>
 #include <waterweight/detail/gemm/tiled_kernel.cuh>
@@ -16,6 +19,19 @@ struct gemm_launcher {
   matrix_view<Out> y;
   Epilogue epilogue;
   cudaStream_t stream;
+
+  template <int Tokens>
+  cudaError_t fixed_point(const device_info& device) const {
+    const std::int64_t tiles = ceil_div(w.rows, kFixedPointTile);
+    // Three blocks per SM hold what the registers can of requested weights.
+    std::int64_t blocks = std::min<std::int64_t>(tiles, std::int64_t{3} * device.sm_count);
+    blocks = std::max(blocks, ceil_div(tiles, kFixedPointMaxTiles));
+    return launch(
+        fixed_point_kernel<T, Out, Epilogue, Tokens>, dim3(static_cast<unsigned>(blocks)),
+        kFixedPointThreads,
+        fixed_point_shared_bytes<Tokens>(w.cols, static_cast<int>(ceil_div(tiles, blocks))), stream,
+        x.data, x.ld, w, y.data, y.ld, epilogue);
+  }
 
   template <int NTiles>
   cudaError_t gemv() const {
@@ -39,7 +55,13 @@ struct gemm_launcher {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
                           x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
     const gemm_kind kind =
-        default_gemm_selector{}(device, x.rows, w.rows, copyable && w.cols % 16 == 0);
+        default_gemm_selector{}(device, x.rows, w.rows, copyable && w.cols % 16 == 0,
+                                is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
+    if constexpr (is_quantized_v<Element>) {
+      if (kind == gemm_kind::fixed_point) {
+        return x.rows == 1 ? fixed_point<1>(device) : fixed_point<2>(device);
+      }
+    }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
     // Unaligned rows are rare: one tile shape serves them all.
     if (!copyable) return tiled<false, false>();

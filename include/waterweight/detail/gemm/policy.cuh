@@ -31,12 +31,14 @@ inline constexpr tiled_gemm_policy kLargeTile{128, 128, 64, 4, 2, 4};
 /// Few rows: more, smaller blocks, because the grid is what fills the card.
 inline constexpr tiled_gemm_policy kSmallTile{64, 64, 64, 4, 2, 2};
 
-enum class gemm_kind { gemv, small_tile, large_tile };
+enum class gemm_kind { fixed_point, gemv, small_tile, large_tile };
 
 /// The default choice. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
+/// `integer`: INT8 weights and a K that the integer kernel takes.
 struct default_gemm_selector {
   constexpr gemm_kind operator()(const device_info& device, std::int64_t m, std::int64_t n,
-                                 bool aligned) const {
+                                 bool aligned, bool integer) const {
+    if (m <= 2 && aligned && integer) return gemm_kind::fixed_point;
     if (m <= 16 && aligned) return gemm_kind::gemv;
     const std::int64_t large_tiles = ((m + 127) / 128) * ((n + 127) / 128);
     return m > 64 && large_tiles >= device.sm_count / 2 ? gemm_kind::large_tile

@@ -1,0 +1,76 @@
+// Activations as 24-bit fixed point, split into three INT8 planes: how INT8 weights meet the
+// integer tensor cores without being converted.
+//
+// A token's activations x are written as x = step * v with v a whole number, |v| <= 127 * 2^16, and
+// v in balanced base 256: v = low + 256 * middle + 65536 * high, each in [-128, 127]. The three
+// planes are three rows of the activation operand of mma.m16n8k32.s8, which has rows to spare at
+// small M; the INT8 weights are the other operand as they lie in memory. The integer sums are exact
+// and do not depend on their order; what is lost is the rounding of x to v, at most 2^-24 of the
+// largest |x| of the token: less than an fp32 accumulation loses.
+#pragma once
+
+#include <cstdint>
+
+#include <waterweight/device/reduce.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+
+inline constexpr int kPlanes = 3;
+/// Largest |v|: leaves the high digit within a byte.
+inline constexpr float kFixedPointMax = 127.0f * 65536.0f;
+
+/// |x| as an integer that orders like it: finite < infinity < NaN.
+__device__ __forceinline__ std::uint32_t magnitude_bits(float x) {
+  return __float_as_uint(x) & 0x7fffffffu;
+}
+
+/// Step and its inverse for a token whose largest magnitude_bits is `largest`. A token with a NaN
+/// or an infinity gets step NaN: so will all that is computed from it be.
+struct fixed_point_scale {
+  float step;
+  float inverse;
+
+  __device__ __forceinline__ explicit fixed_point_scale(std::uint32_t largest) {
+    const float absmax = __uint_as_float(largest);
+    step = absmax / kFixedPointMax;
+    inverse = step > 0.0f ? kFixedPointMax / absmax : 0.0f;
+    if (largest >= 0x7f800000u) {
+      step = __uint_as_float(0x7fffffffu);
+      inverse = 0.0f;
+    }
+  }
+};
+
+/// The digits of one value in the low bytes of x (low), y (middle), z (high).
+__device__ __forceinline__ int3 fixed_point_digits(float x, float inverse) {
+  const int v = __float2int_rn(x * inverse);
+  // Balanced digits: adding 128 before the shift carries what the signed low byte borrows.
+  const int carried = (v + 128) >> 8;
+  return make_int3(v, carried, (carried + 128) >> 8);
+}
+
+/// Four consecutive activations as one word of each plane.
+struct fixed_point_words {
+  std::uint32_t plane[kPlanes];
+
+  __device__ __forceinline__ fixed_point_words(const float (&x)[4], float inverse) {
+    const int3 a = fixed_point_digits(x[0], inverse), b = fixed_point_digits(x[1], inverse);
+    const int3 c = fixed_point_digits(x[2], inverse), d = fixed_point_digits(x[3], inverse);
+    plane[0] = pack(a.x, b.x, c.x, d.x);
+    plane[1] = pack(a.y, b.y, c.y, d.y);
+    plane[2] = pack(a.z, b.z, c.z, d.z);
+  }
+
+ private:
+  __device__ static __forceinline__ std::uint32_t pack(int a, int b, int c, int d) {
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+  }
+};
+
+/// The value behind the integer sums of the three planes.
+__device__ __forceinline__ float fixed_point_sum(int low, int middle, int high) {
+  return fmaf(65536.0f, static_cast<float>(high),
+              fmaf(256.0f, static_cast<float>(middle), static_cast<float>(low)));
+}
+
+WATERWEIGHT_ARCH_NAMESPACE_END
