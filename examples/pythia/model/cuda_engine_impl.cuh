@@ -148,7 +148,7 @@ void CudaEngine<T>::plan_buffers() {
   arena_.add(&lengths_, batch);
   arena_.add(&last_rows_, batch);
   arena_.add(&tokens_, batch);
-  if (options_.kv == KvType::h2o) {
+  if (options_.policy != Policy::full) {
     arena_.add(&lse_, rows * static_cast<std::size_t>(config_.num_heads));
     arena_.add(&column_sums_, rows * static_cast<std::size_t>(config_.num_heads));
   }

@@ -43,7 +43,7 @@ struct KvState {
 
   /// A full cache has one slot per token and one more: it never runs full, so nothing is evicted.
   void plan(const Config& config, const EngineOptions& options, DeviceArena* arena) {
-    const bool h2o = options.kv == KvType::h2o;
+    const bool h2o = options.policy != Policy::full;
     budget = {options.sinks, options.heavy, options.recent};
     capacity = h2o ? budget.capacity() : options.max_tokens + 1;
     const auto batch = static_cast<std::size_t>(options.batch_size);

@@ -11,7 +11,7 @@ namespace pythia {
 namespace reference = waterweight::reference;
 
 HostCache::HostCache(const Config& config, const EngineOptions& options)
-    : h2o_(options.kv == KvType::h2o),
+    : h2o_(options.policy != Policy::full),
       budget_{options.sinks, options.heavy, options.recent},
       heads_(config.num_heads),
       head_dim_(config.head_dim()),

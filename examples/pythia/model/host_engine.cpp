@@ -29,7 +29,7 @@ EngineOptions checked(const EngineOptions& options) {
   check_at_least("heavy", options.heavy, 0);
   check_at_least("recent", options.recent, 0);
   const std::int64_t budget = std::int64_t{options.sinks} + options.heavy + options.recent;
-  if (options.kv == KvType::h2o && (budget < 1 || budget > 1 << 24)) {
+  if (options.policy != Policy::full && (budget < 1 || budget > 1 << 24)) {
     throw Error("H2O budget (sinks + heavy + recent): expected 1 to 16777216 keys, found " +
                 std::to_string(budget));
   }
