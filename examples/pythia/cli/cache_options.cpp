@@ -119,8 +119,7 @@ void add_cache_options(CLI::App& command, CacheOptions& options) {
   add("--window", options.recent, "most recent tokens kept (default: 252)")->check(at_least(0));
   add(spellings("--h2o-hh"), options.heavy, "heavy hitters kept (default: 252)")
       ->check(at_least(0));
-  add("--sinks", options.sinks, "first tokens kept (default: 0, streaming: 4)")
-      ->check(at_least(0));
+  add("--sinks", options.sinks, "first tokens kept (default: 0, streaming: 4)")->check(at_least(0));
   add("--granularity", options.granularity,
       "with h2o and random: which heads keep the same tokens; head: each its own (default), layer: "
       "those of a layer, model: all")

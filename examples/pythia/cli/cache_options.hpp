@@ -12,7 +12,7 @@
 namespace pythia {
 
 struct CacheOptions {
-  std::string kv;      ///< empty: not given, as for the others
+  std::string kv;  ///< empty: not given, as for the others
   std::string policy;
   std::optional<int> recent;
   std::optional<int> heavy;

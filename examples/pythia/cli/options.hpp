@@ -37,9 +37,9 @@ ModelSource model_source(const ModelOptions& options);
 /// Its tokenizer. Throws Error for random weights, which have none.
 Tokenizer model_tokenizer(const ModelSource& source);
 
-/// The shape, checked: --mode, overridden by --weights and the cache's options; INT8 weights by default when the
-/// checkpoint holds such; --device, by default a usable GPU, otherwise the CPU with a line on
-/// stderr that says why. batch_size and max_tokens are left to the command.
+/// The shape, checked: --mode, overridden by --weights and the cache's options; INT8 weights by
+/// default when the checkpoint holds such; --device, by default a usable GPU, otherwise the CPU
+/// with a line on stderr that says why. batch_size and max_tokens are left to the command.
 EngineOptions engine_options(const ModelOptions& options, const ModelSource& source);
 
 /// --device as engine_options() settles it.
@@ -47,7 +47,8 @@ DeviceType chosen_device(const ModelOptions& options);
 ActivationType chosen_dtype(const ModelOptions& options);
 
 /// Throws Error when `tokens` run past the model's context: under full attention always; where keys
-/// are evicted only a warning is printed. `what` says what they are ("prompt 12 + --max-new-tokens 4000").
+/// are evicted only a warning is printed. `what` says what they are ("prompt 12 + --max-new-tokens
+/// 4000").
 void check_context(const Config& config, const EngineOptions& options, std::int64_t tokens,
                    const std::string& what);
 

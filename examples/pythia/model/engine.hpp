@@ -47,6 +47,11 @@ struct EngineOptions {
   std::uint64_t policy_seed = 0;  ///< of random's draws
 };
 
+/// What the options mean to the library, for a policy that evicts.
+inline waterweight::h2o_policy eviction_policy(const EngineOptions& options) {
+  return {options.sinks, options.heavy, options.recent, options.evict_every, options.granularity};
+}
+
 struct SamplingOptions {
   float temperature = 0.0f;  ///< 0: greedy
   int top_k = 0;             ///< 0: all
@@ -81,9 +86,9 @@ class Engine {
   /// has ids.size() entries, one per position.
   virtual Scores score(const std::vector<std::int32_t>& ids) = 0;
 
-  /// Prefills `prefill_len` tokens, then decodes the rest teacher-forced under this engine's policy.
-  /// Scores only the decoded tokens: nll has ids.size() - prefill_len entries, the first is that of
-  /// ids[prefill_len]. argmax matches it entry by entry.
+  /// Prefills `prefill_len` tokens, then decodes the rest teacher-forced under this engine's
+  /// policy. Scores only the decoded tokens: nll has ids.size() - prefill_len entries, the first is
+  /// that of ids[prefill_len]. argmax matches it entry by entry.
   virtual Scores score_decoded(const std::vector<std::int32_t>& ids, int prefill_len) = 0;
 
   /// Prefills one prompt per sequence (as many as batch_size) and samples one token from each.
