@@ -119,7 +119,7 @@ template <class T>
 CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& options,
                           std::string device_name)
     : config_(source_config(source)),
-      options_(options),
+      options_(checked(options)),
       device_name_(std::move(device_name)),
       sampled_(static_cast<std::size_t>(options.batch_size)) {
   if (options_.max_prompt == 0) options_.max_prompt = options_.max_tokens;

@@ -47,6 +47,9 @@ struct EngineOptions {
   std::uint64_t policy_seed = 0;  ///< of random's draws
 };
 
+/// The options, unless they are impossible: then an Error is thrown.
+EngineOptions checked(const EngineOptions& options);
+
 /// What the options mean to the library, for a policy that evicts.
 inline waterweight::h2o_policy eviction_policy(const EngineOptions& options) {
   return {options.sinks, options.heavy, options.recent, options.evict_every, options.granularity};
