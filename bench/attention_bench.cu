@@ -18,7 +18,7 @@ using bench::Statistics;
 
 // Pythia-2.8B.
 constexpr int kLayers = 32, kHeads = 32, kHeadDim = 80;
-constexpr waterweight::h2o_budget kBudget{4, 248, 252};
+constexpr waterweight::h2o_policy kBudget{4, 248, 252};
 constexpr int kSlots = kBudget.capacity();
 constexpr int kTokens = 3;  // of one chain
 
@@ -41,7 +41,7 @@ void decode(benchmark::State& state, const Session& session, int batch) {
   // so that both read kSlots slots on average; then back to the start.
   const bench::DecodeProblem<T> plain(
       session, {kLayers, batch, kHeads, kSlots + kTokens - 1, kHeadDim, kSlots - 2,
-                waterweight::h2o_budget{}, false});
+                waterweight::h2o_policy{}, false});
   const bench::DecodeProblem<T> scored(
       session, {kLayers, batch, kHeads, kSlots, kHeadDim, kSlots - 1, kBudget, true});
   plain.verify(session);

@@ -22,7 +22,7 @@ namespace bench {
 struct DecodeShape {
   int layers, batch, heads, capacity, head_dim;
   int start;  ///< tokens in every cache at the beginning
-  waterweight::h2o_budget budget;
+  waterweight::h2o_policy budget;
   bool scored;  ///< false: plain attention, no scores and no eviction
 };
 
@@ -94,7 +94,8 @@ class DecodeProblem {
 
   /// After the last layer of a token.
   cudaError_t advance(const Session& session) const {
-    return waterweight::h2o_advance(sequence_state(), shape.batch, shape.capacity, session.stream);
+    return waterweight::h2o_advance(sequence_state(), shape.batch, shape.capacity, shape.budget,
+                                    session.stream);
   }
 
   /// Runs the first layer once and throws unless sampled heads agree with the fp64 reference.

@@ -13,7 +13,7 @@ using namespace quickstart;
 int main() {
   if (!has_gpu()) return skipped;
   const int heads = 4, head_dim = 64, steps = 50, row = heads * head_dim;
-  const ww::h2o_budget budget{0, 8, 8};
+  const ww::h2o_policy budget{0, 8, 8};
   const int slots = budget.capacity();
 
   device_buffer<__half> q(random_halves(row, 1, 1.0f)), k(random_halves(row, 2, 1.0f));
@@ -40,7 +40,7 @@ int main() {
   check(ww::h2o_decode_attention(device, token(q), token(k), token(v), ww::rotary_view{}, cache,
                                  state, budget, token(out), {scratch.get(), scratch_bytes},
                                  stream));
-  check(ww::h2o_advance(state, 1, slots, stream));
+  check(ww::h2o_advance(state, 1, slots, budget, stream));
   check(cudaStreamEndCapture(stream, &graph));
 
   // Nothing about the graph changes from token to token, not even when the cache becomes full.

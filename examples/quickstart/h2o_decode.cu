@@ -15,7 +15,7 @@ using namespace quickstart;
 int main() {
   if (!has_gpu()) return skipped;
   const int heads = 4, head_dim = 64, prompt = 100, steps = 30, row = heads * head_dim;
-  const ww::h2o_budget budget{2, 16, 8};  // sinks, heavy hitters, recent tokens
+  const ww::h2o_policy budget{2, 16, 8};  // sinks, heavy hitters, recent tokens
   const int slots = budget.capacity();
 
   device_buffer<__half> q(random_halves(prompt * row, 1, 1.0f));
@@ -41,14 +41,14 @@ int main() {
                                   tokens(v, 0, prompt), nullptr, tokens(out, 0, prompt), lse.get(),
                                   column_sums.get(), nullptr));
   check(ww::h2o_select_and_compact(tokens(k, 0, prompt), tokens(v, 0, prompt), column_sums.get(),
-                                   nullptr, cache, state, budget, nullptr));
+                                   nullptr, cache, state, budget, {}, nullptr));
 
   // Decode; a model would compute a new q, k and v for each step and each layer.
   for (int i = 0; i < steps; ++i) {
     check(ww::h2o_decode_attention(device, tokens(q, i, 1), tokens(k, i, 1), tokens(v, i, 1),
                                    ww::rotary_view{}, cache, state, budget, tokens(out, i, 1),
                                    {scratch.get(), scratch_bytes}, nullptr));
-    check(ww::h2o_advance(state, 1, slots, nullptr));
+    check(ww::h2o_advance(state, 1, slots, budget, nullptr));
   }
 
   // Head 0 still holds the sinks and the most recent tokens; in between, the heavy hitters.

@@ -43,15 +43,18 @@ template <class T>
 }
 
 /// One decode step of one layer: rotate q and k_new at position step[b], append (k, v) to
-/// free_slot, attend over the live slots, add the softmax mass each slot received to its score, and
-/// evict one slot per KV head when the cache became full.
+/// free_slot, attend over the live slots, add the softmax mass each slot received to its score,
+/// and, where each head keeps its own keys, evict policy.evict_every slots of a cache that became
+/// full.
 ///
 /// q, out: [batch, 1, heads, head_dim]; k_new, v_new: [batch, 1, kv_heads, head_dim], not yet
-/// rotated; cache and state as in types.hpp; budget.capacity() must equal cache.capacity unless
-/// state.score is null (then the budget is ignored). step and length are read, not changed: call
-/// h2o_advance once per token after the last layer.
+/// rotated; cache and state (one layer) as in types.hpp; policy.capacity() must equal
+/// cache.capacity unless state.score is null (then the policy is ignored). step and length are
+/// read, not changed: call h2o_advance once per token after the last layer.
 /// Evicted: lowest score among slots that are neither sinks nor among the last `recent` positions
 /// (position > step - recent), lowest position on a tie; a NaN score counts as lowest.
+/// With a granularity other than per_head nothing is evicted here: h2o_evict must follow, before
+/// h2o_advance.
 /// ws: at least h2o_decode_workspace_bytes(batch, heads, capacity, head_dim), 16-byte aligned.
 /// Cost: reads length * 2 * head_dim * sizeof(T) per KV head, in one launch. Deterministic: the
 /// slots of a head are divided and merged by the cache's shape alone, whatever the batch.
@@ -63,10 +66,10 @@ template <class T>
                                                detail::type_identity_t<heads_view<const T>> k_new,
                                                detail::type_identity_t<heads_view<const T>> v_new,
                                                rotary_view rotary, kv_cache_view<T> cache,
-                                               h2o_state_view state, h2o_budget budget,
+                                               h2o_state_view state, h2o_policy policy,
                                                heads_view<T> out, workspace ws,
                                                cudaStream_t stream) noexcept {
-  return detail::launch_decode<T>(device, q, k_new, v_new, rotary, cache, state, budget, out, ws,
+  return detail::launch_decode<T>(device, q, k_new, v_new, rotary, cache, state, policy, out, ws,
                                   stream);
 }
 

@@ -83,8 +83,65 @@ struct kv_cache_view {
   int head_dim = 0;
 };
 
-/// What H2O knows of the slots of one layer. `step` and `length` belong to the sequence and are
-/// shared by all its layers. All pointers are device memory.
+/// Which heads share one set of kept keys. A shared set is chosen by the sum of its heads' scores,
+/// taken in the order of layers, then heads.
+enum class h2o_granularity {
+  per_head,   ///< every KV head keeps its own (the paper)
+  per_layer,  ///< one set for all KV heads of a layer
+  per_model,  ///< one set for all layers: one eviction at the end of the step
+};
+
+/// Which keys H2O keeps, apart from the tokens decoded since the last eviction. All counts >= 0,
+/// evict_every >= 1.
+///
+/// A cache is full when `capacity()` slots are live; then evict_every of them leave at once, lowest
+/// score first among those that are neither sinks nor among the last `recent` tokens, and budget()
+/// remain. heavy = 0 chooses by position alone: then scores are kept but never decide.
+struct h2o_policy {
+  int sinks = 0;        ///< the first tokens of the sequence, never evicted
+  int heavy = 0;        ///< heavy hitters: the rest, by accumulated attention mass
+  int recent = 0;       ///< the last tokens, never evicted
+  int evict_every = 1;  ///< tokens from one eviction to the next, and how many then leave
+  h2o_granularity granularity = h2o_granularity::per_head;
+
+  /// StreamingLLM (Xiao 2023): the first and the last tokens.
+  static constexpr h2o_policy streaming(int sinks, int recent, int evict_every = 1) {
+    return {sinks, 0, recent, evict_every, h2o_granularity::per_head};
+  }
+  /// The last tokens alone.
+  static constexpr h2o_policy sliding_window(int recent, int evict_every = 1) {
+    return {0, 0, recent, evict_every, h2o_granularity::per_head};
+  }
+
+  /// Keys left by an eviction.
+  WATERWEIGHT_HOST_DEVICE constexpr int budget() const { return sinks + heavy + recent; }
+  /// Slots per head: the budget and the tokens until the next eviction.
+  WATERWEIGHT_HOST_DEVICE constexpr int capacity() const { return budget() + evict_every; }
+
+  /// The same policy for a sequence that may use only `bound` of the slots: heavy becomes bound -
+  /// sinks - recent - evict_every, at least 0 and at most what it was.
+  WATERWEIGHT_HOST_DEVICE constexpr h2o_policy bounded(int bound) const {
+    h2o_policy result = *this;
+    const int least = sinks + recent + evict_every;
+    if (bound < capacity()) result.heavy = bound > least ? bound - least : 0;
+    return result;
+  }
+
+  friend constexpr bool operator==(const h2o_policy& a, const h2o_policy& b) {
+    return a.sinks == b.sinks && a.heavy == b.heavy && a.recent == b.recent &&
+           a.evict_every == b.evict_every && a.granularity == b.granularity;
+  }
+  friend constexpr bool operator!=(const h2o_policy& a, const h2o_policy& b) { return !(a == b); }
+};
+
+/// What H2O knows of the slots of one layer, or of several whose arrays lie `layer_stride` heads
+/// apart. `step`, `length` and `capacity_of` belong to the sequence and are shared by all layers.
+/// All pointers are device memory.
+///
+/// Live slots are [0, length), but for the one at free_slot where evict_every is 1: then the freed
+/// slot is refilled in place and nothing moves. With evict_every > 1 the survivors above the new
+/// length move into the holes below it, and free_slot = length. Heads that share a set of kept keys
+/// hold the same positions in the same slots.
 struct h2o_state_view {
   /// [batch, kv_heads, capacity] accumulated attention mass. Null: plain attention over the cache,
   /// nothing is scored and nothing is ever evicted.
@@ -93,16 +150,36 @@ struct h2o_state_view {
   std::int32_t* free_slot = nullptr;  ///< [batch, kv_heads] where the next token goes
   std::int32_t* step = nullptr;       ///< [batch] absolute position of the next token
   std::int32_t* length = nullptr;     ///< [batch] live slots before the next token, < capacity
+  /// [batch] slots that a sequence may use: it is full, and evicts, at this many live slots, as
+  /// under policy.bounded(capacity_of[b]). Taken as at least sinks + recent + evict_every and at
+  /// most capacity. Null: all may use `capacity`; must be null where score is.
+  const std::int32_t* capacity_of = nullptr;
+  int layers = 1;  ///< layers the view covers; 1 but for h2o_select and h2o_evict
+  /// From a layer to the next, in heads: at least batch * kv_heads; of no meaning with one layer.
+  /// Scores and positions are layer_stride * capacity elements apart, free slots layer_stride.
+  std::int64_t layer_stride = 0;
+
+  /// One of the layers.
+  WATERWEIGHT_HOST_DEVICE constexpr h2o_state_view layer(int index, int capacity) const {
+    h2o_state_view one = *this;
+    const std::int64_t heads = index * layer_stride;
+    if (score != nullptr) one.score += heads * capacity;
+    if (position != nullptr) one.position += heads * capacity;
+    if (free_slot != nullptr) one.free_slot += heads;
+    one.layers = 1;
+    return one;
+  }
 };
 
-/// How many keys H2O keeps per KV head, apart from the token being decoded.
-struct h2o_budget {
-  int sinks = 0;   ///< the first tokens of the sequence, never evicted
-  int heavy = 0;   ///< heavy hitters: the rest, by accumulated attention mass
-  int recent = 0;  ///< the last tokens, never evicted
-
-  /// Slots per head: the budget and one for the incoming token.
-  WATERWEIGHT_HOST_DEVICE constexpr int capacity() const { return sinks + heavy + recent + 1; }
+/// The softmax mass that each token of a prompt received, [batch, kv_heads, tokens] contiguous for
+/// each layer: what h2o_prefill_attention writes as column_sums.
+struct h2o_score_view {
+  const float* data = nullptr;
+  int batch = 0;
+  int kv_heads = 0;
+  int tokens = 0;
+  int layers = 1;
+  std::int64_t layer_stride = 0;  ///< elements from a layer to the next; no meaning with one layer
 };
 
 /// Scratch device memory lent by the caller: zeroed before its first use, left zero by every call.

@@ -7,6 +7,7 @@
 #include <waterweight/device/gemv.cuh>
 #include <waterweight/device/h2o_account.cuh>
 #include <waterweight/device/h2o_attend.cuh>
+#include <waterweight/device/h2o_evict.cuh>
 #include <waterweight/device/prologue.cuh>
 #include <waterweight/device/reduce.cuh>
 #include <waterweight/device/rotary.cuh>

@@ -6,7 +6,7 @@
 
 namespace {
 
-using waterweight::h2o_budget;
+using waterweight::h2o_policy;
 using waterweight::rotary_view;
 namespace reference = waterweight::reference;
 
@@ -36,17 +36,17 @@ class DecodeTest : public test::GpuTest {
     test::DeviceBuffer<float> d_inv_freq;
   };
 
-  cudaError_t step(Run& run, test::CacheHarness<T>& layer, const h2o_budget& budget, int t) {
+  cudaError_t step(Run& run, test::CacheHarness<T>& layer, const h2o_policy& budget, int t) {
     const cudaError_t status = waterweight::h2o_decode_attention(
         device, run.q.device_token(t), run.k.device_token(t), run.v.device_token(t), run.rotary(),
         layer.cache(), layer.state(), budget, run.out.device_token(t), layer.workspace(), stream);
     if (status != cudaSuccess) return status;
-    return waterweight::h2o_advance(layer.state(), layer.batch, layer.capacity, stream);
+    return waterweight::h2o_advance(layer.state(), layer.batch, layer.capacity, budget, stream);
   }
 
   /// Every step starts from the device's own state on both sides, so differences cannot pile up and
   /// each eviction is judged by the scores it was made from.
-  void check_steps(const Shape& s, const h2o_budget& budget, bool scored, int capacity, int steps,
+  void check_steps(const Shape& s, const h2o_policy& budget, bool scored, int capacity, int steps,
                    std::mt19937& generator) {
     SCOPED_TRACE(::testing::Message()
                  << "batch " << s.batch << " heads " << s.heads << "/" << s.kv_heads << " dim "
@@ -120,23 +120,23 @@ TYPED_TEST_SUITE(DecodeTest, ElementTypes);
 TYPED_TEST(DecodeTest, MatchesTheReferenceForEveryHeadDim) {
   std::mt19937 generator(31);
   for (int head_dim : {32, 64, 80, 96, 128, 256}) {
-    const h2o_budget budget{0, 7, 6};
+    const h2o_policy budget{0, 7, 6};
     this->check_steps({1, 2, 2, head_dim}, budget, true, budget.capacity(), 40, generator);
   }
 }
 
 TYPED_TEST(DecodeTest, SinksBatchAndGroupedQueries) {
   std::mt19937 generator(32);
-  const h2o_budget budget{3, 9, 5};
+  const h2o_policy budget{3, 9, 5};
   this->check_steps({3, 4, 2, 64}, budget, true, budget.capacity(), 40, generator);
   this->check_steps({1, 8, 1, 80}, budget, true, budget.capacity(), 30, generator);
 }
 
 TYPED_TEST(DecodeTest, ExtremeBudgets) {
   std::mt19937 generator(33);
-  for (const h2o_budget& budget :
-       {h2o_budget{0, 8, 0}, h2o_budget{0, 0, 8}, h2o_budget{2, 0, 5}, h2o_budget{0, 1, 1},
-        h2o_budget{0, 1, 0}, h2o_budget{0, 0, 0}, h2o_budget{1, 0, 0}}) {
+  for (const h2o_policy& budget :
+       {h2o_policy{0, 8, 0}, h2o_policy{0, 0, 8}, h2o_policy{2, 0, 5}, h2o_policy{0, 1, 1},
+        h2o_policy{0, 1, 0}, h2o_policy{0, 0, 0}, h2o_policy{1, 0, 0}}) {
     this->check_steps({1, 2, 2, 32}, budget, true, budget.capacity(), 25, generator);
   }
 }
@@ -150,7 +150,7 @@ TYPED_TEST(DecodeTest, ManySlotsPerHead) {
   std::mt19937 generator(39);
   // Several rounds per split, then all splits in use: head_dim 256 holds 32 slots at a time.
   this->check_steps({1, 2, 1, 256}, {}, false, 400, 300, generator);
-  const h2o_budget budget{4, 200, 108};
+  const h2o_policy budget{4, 200, 108};
   this->check_steps({1, 2, 2, 80}, budget, true, budget.capacity(), 330, generator);
 }
 
@@ -158,7 +158,7 @@ TYPED_TEST(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
   std::mt19937 generator(35);
   using T = TypeParam;
   const Shape s{1, 3, 3, 80};
-  const h2o_budget budget{2, 60, 37};
+  const h2o_policy budget{2, 60, 37};
   typename TestFixture::Run run(s, 90, generator);
   test::CacheHarness<T> scored(1, 3, 3, budget.capacity(), 80, true);
   test::CacheHarness<T> plain(1, 3, 3, budget.capacity(), 80, false);
@@ -176,7 +176,7 @@ TYPED_TEST(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
 TYPED_TEST(DecodeTest, RaggedBatchEqualsEachSequenceAloneBitForBit) {
   std::mt19937 generator(40);
   using T = TypeParam;
-  const h2o_budget budget{1, 9, 8};
+  const h2o_policy budget{1, 9, 8};
   const int steps = 45;
   typename TestFixture::Run run({3, 4, 2, 80}, steps, generator);
   test::CacheHarness<T> together(3, 4, 2, budget.capacity(), 80, true);
@@ -202,7 +202,8 @@ TYPED_TEST(DecodeTest, RaggedBatchEqualsEachSequenceAloneBitForBit) {
           this->device, only(run.q.device_token(t)), only(run.k.device_token(t)),
           only(run.v.device_token(t)), run.rotary(), alone.cache(), alone.state(), budget,
           only(run.out.device_token(t)), alone.workspace(), this->stream));
-      ASSERT_CUDA(waterweight::h2o_advance(alone.state(), 1, budget.capacity(), this->stream));
+      ASSERT_CUDA(
+          waterweight::h2o_advance(alone.state(), 1, budget.capacity(), budget, this->stream));
     }
     ASSERT_CUDA(cudaStreamSynchronize(this->stream));
     run.out.download();
@@ -219,7 +220,7 @@ TYPED_TEST(DecodeTest, EachStepAddsAMassOfOneAndEvictsOneKey) {
   std::mt19937 generator(36);
   using T = TypeParam;
   const Shape s{2, 4, 2, 64};
-  const h2o_budget budget{2, 10, 8};
+  const h2o_policy budget{2, 10, 8};
   typename TestFixture::Run run(s, 60, generator);
   test::CacheHarness<T> layer(2, 4, 2, budget.capacity(), 64, true);
   double dropped[4] = {};
@@ -257,7 +258,8 @@ TYPED_TEST(DecodeTest, EachStepAddsAMassOfOneAndEvictsOneKey) {
         EXPECT_TRUE(kept.count(position)) << "sink " << position << " left";
       }
     }
-    ASSERT_CUDA(waterweight::h2o_advance(layer.state(), 2, budget.capacity(), this->stream));
+    ASSERT_CUDA(
+        waterweight::h2o_advance(layer.state(), 2, budget.capacity(), budget, this->stream));
   }
 }
 
@@ -265,7 +267,7 @@ TYPED_TEST(DecodeTest, OneCapturedGraphServesGrowthAndSteadyStateBitForBit) {
   std::mt19937 generator(37);
   using T = TypeParam;
   const Shape s{1, 2, 2, 80};
-  const h2o_budget budget{0, 12, 12};
+  const h2o_policy budget{0, 12, 12};
   typename TestFixture::Run run(s, 1, generator);  // the same token again and again
   test::CacheHarness<T> eager(1, 2, 2, budget.capacity(), 80, true);
   test::CacheHarness<T> captured(1, 2, 2, budget.capacity(), 80, true);
@@ -298,7 +300,7 @@ TYPED_TEST(DecodeTest, ANaNStaysInItsHeadAndEvictsNobodyProtected) {
   std::mt19937 generator(38);
   using T = TypeParam;
   const Shape s{1, 2, 2, 64};
-  const h2o_budget budget{1, 6, 5};
+  const h2o_policy budget{1, 6, 5};
   typename TestFixture::Run run(s, 40, generator);
   test::CacheHarness<T> clean(1, 2, 2, budget.capacity(), 64, true);
   for (int t = 0; t < 40; ++t) ASSERT_CUDA(this->step(run, clean, budget, t));
@@ -342,9 +344,9 @@ TEST(DecodeArguments, AreCheckedBeforeAnyLaunch) {
   const waterweight::heads_view<__half> good{data, 1, 1, 2, 64, 128, 128, 64};
   const waterweight::kv_cache_view<__half> cache{data, data, 1, 2, 4, 64};
   const waterweight::h2o_state_view state{score, integers, integers, integers, integers};
-  const h2o_budget budget{0, 2, 1};
+  const h2o_policy budget{0, 2, 1};
   const auto call = [&](waterweight::heads_view<__half> q, waterweight::kv_cache_view<__half> c,
-                        waterweight::h2o_state_view st, h2o_budget b, rotary_view rotary,
+                        waterweight::h2o_state_view st, h2o_policy b, rotary_view rotary,
                         std::size_t bytes = 1 << 20) {
     return waterweight::h2o_decode_attention(device, q, good, good, rotary, c, st, b, q,
                                              {data, bytes}, nullptr);
@@ -373,7 +375,7 @@ TEST(DecodeArguments, AreCheckedBeforeAnyLaunch) {
   EXPECT_EQ(cudaErrorInvalidValue, call(good, c, state, {0, (1 << 20) - 1, 0}, rotary));
   EXPECT_EQ(cudaErrorInvalidValue,
             call(good, cache, state, budget, rotary, 64));  // short workspace
-  EXPECT_EQ(cudaErrorInvalidValue, waterweight::h2o_advance(state, 0, 4, nullptr));
+  EXPECT_EQ(cudaErrorInvalidValue, waterweight::h2o_advance(state, 0, 4, budget, nullptr));
 }
 
 }  // namespace

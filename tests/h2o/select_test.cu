@@ -3,14 +3,14 @@
 
 namespace {
 
-using waterweight::h2o_budget;
+using waterweight::h2o_policy;
 namespace reference = waterweight::reference;
 
 template <class T>
 class SelectTest : public test::GpuTest {
  protected:
   void check(int batch, int kv_heads, int head_dim, int tokens,
-             const std::vector<std::int32_t>& lengths, const h2o_budget& budget,
+             const std::vector<std::int32_t>& lengths, const h2o_policy& budget,
              const std::vector<float>& sums, std::mt19937& generator) {
     SCOPED_TRACE(::testing::Message() << "tokens " << tokens << " budget " << budget.sinks << "+"
                                       << budget.heavy << "+" << budget.recent);
@@ -34,7 +34,7 @@ class SelectTest : public test::GpuTest {
                              return waterweight::h2o_select_and_compact(
                                  k.device(), v.device(), d_sums.data(),
                                  lengths.empty() ? nullptr : d_lengths.data(), layer.cache(),
-                                 layer.state(), budget, stream);
+                                 layer.state(), budget, {}, stream);
                            },
                            [&](int) {
                              layer.download();
@@ -71,7 +71,7 @@ TYPED_TEST_SUITE(SelectTest, ElementTypes);
 
 TYPED_TEST(SelectTest, PromptsAroundTheBudget) {
   std::mt19937 generator(41);
-  const h2o_budget budget{2, 20, 18};
+  const h2o_policy budget{2, 20, 18};
   for (int tokens : {1, 39, 40, 41, 42, 43, 100, 700, 2048}) {
     this->check(1, 2, 80, tokens, {}, budget,
                 this->random_sums(static_cast<std::size_t>(2) * tokens, 0, generator), generator);
@@ -88,9 +88,9 @@ TYPED_TEST(SelectTest, TiesAreBrokenByPosition) {
 
 TYPED_TEST(SelectTest, ExtremeBudgets) {
   std::mt19937 generator(43);
-  for (const h2o_budget& budget :
-       {h2o_budget{0, 5, 0}, h2o_budget{0, 0, 5}, h2o_budget{5, 0, 0}, h2o_budget{3, 0, 4},
-        h2o_budget{0, 1, 1}, h2o_budget{0, 0, 0}, h2o_budget{0, 599, 0}}) {
+  for (const h2o_policy& budget :
+       {h2o_policy{0, 5, 0}, h2o_policy{0, 0, 5}, h2o_policy{5, 0, 0}, h2o_policy{3, 0, 4},
+        h2o_policy{0, 1, 1}, h2o_policy{0, 0, 0}, h2o_policy{0, 599, 0}}) {
     this->check(1, 2, 64, 600, {}, budget, this->random_sums(2 * 600, 0, generator), generator);
   }
 }
@@ -118,10 +118,10 @@ TEST(SelectArguments, AreCheckedBeforeAnyLaunch) {
   const waterweight::h2o_state_view scored{numbers, integers, integers, integers, integers};
   waterweight::h2o_state_view plain = scored;
   plain.score = nullptr;
-  const h2o_budget budget{0, 2, 1};
+  const h2o_policy budget{0, 2, 1};
   const auto call = [&](const float* sums, waterweight::kv_cache_view<__half> c,
                         waterweight::h2o_state_view state) {
-    return waterweight::h2o_select_and_compact(k, k, sums, nullptr, c, state, budget, nullptr);
+    return waterweight::h2o_select_and_compact(k, k, sums, nullptr, c, state, budget, {}, nullptr);
   };
   EXPECT_EQ(cudaErrorInvalidValue, call(nullptr, cache, scored));
   EXPECT_EQ(cudaErrorInvalidValue, call(nullptr, cache, plain));  // 4 tokens, 3 free slots

@@ -19,12 +19,12 @@ namespace {
 namespace ref = waterweight::reference;
 using testing_heads::Cache;
 using testing_heads::Heads;
-using waterweight::h2o_budget;
+using waterweight::h2o_policy;
 using waterweight::rotary_view;
 
 struct Case {
   const char* name;
-  h2o_budget budget;
+  h2o_policy budget;
   std::vector<std::int32_t> prompts;  ///< one per sequence; unequal lengths make a ragged batch
   int steps;
   int kv_heads, group, head_dim, rotary_dims;
@@ -33,7 +33,7 @@ struct Case {
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 std::vector<Case> cases() {
-  const h2o_budget plain{0, 6, 5}, sinks{2, 5, 4};
+  const h2o_policy plain{0, 6, 5}, sinks{2, 5, 4};
   return {
       {"PromptOfOne", plain, {1}, 40, 2, 1, 8, 4},
       {"PromptBudgetLess1", plain, {10}, 20, 2, 1, 8, 2},

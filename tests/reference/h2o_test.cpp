@@ -21,7 +21,7 @@ namespace ref = waterweight::reference;
 using testing_heads::Cache;
 using testing_heads::Heads;
 using testing_heads::kPoison;
-using waterweight::h2o_budget;
+using waterweight::h2o_policy;
 using waterweight::rotary_view;
 
 const float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -94,7 +94,7 @@ TEST(H2oAdvance, LengthStopsBelowCapacity) {
 
 TEST(H2oCompact, MovesKeptRowsIntoTheFirstSlots) {
   std::mt19937 random(17);
-  const h2o_budget budget{1, 1, 1};
+  const h2o_policy budget{1, 1, 1};
   Heads k(2, 5, 2, 3), v(2, 5, 2, 3);
   k.fill(random);
   v.fill(random);
@@ -146,7 +146,7 @@ struct Decoding {
     c.step = c.length = {0};
   }
 
-  void step(int t, const h2o_budget& budget) {
+  void step(int t, const h2o_policy& budget) {
     ref::h2o_decode_attention<double>(q.token(t), k.token(t), v.token(t),
                                       rotary_view{freq.data(), 4}, budget, c.cache, c.state,
                                       out.token(t));
@@ -178,7 +178,7 @@ struct Decoding {
   Cache c;
 };
 
-void expect_invariants(const h2o_budget& budget) {
+void expect_invariants(const h2o_policy& budget) {
   const int tokens = 40;
   Decoding run(tokens, budget.capacity(), true);
   std::vector<double> dropped(Decoding::kKvHeads, 0);
@@ -253,7 +253,7 @@ TEST(H2oDecode, DecodingFromNothingIsCausalAttention) {
 }
 
 TEST(H2oDecode, SlotOrderDoesNotMatter) {
-  const h2o_budget budget{1, 4, 3};
+  const h2o_policy budget{1, 4, 3};
   const int tokens = 30, half = 15, capacity = budget.capacity();
   Decoding plain(tokens, capacity, true), shuffled(tokens, capacity, true);
   for (int t = 0; t < half; ++t) {
@@ -290,7 +290,7 @@ TEST(H2oDecode, SlotOrderDoesNotMatter) {
 }
 
 TEST(H2oDecode, NanInOneHeadLeavesTheOtherAloneAndTheInvariantsStanding) {
-  const h2o_budget budget{1, 3, 3};
+  const h2o_policy budget{1, 3, 3};
   const int tokens = 30;
   Decoding clean(tokens, budget.capacity(), true), dirty(tokens, budget.capacity(), true);
   dirty.k.at(0, 4, 0)[2] = std::numeric_limits<double>::quiet_NaN();

@@ -1,10 +1,10 @@
 // Block-level H2O decode attention, second half: the splits of a head become its output, and the
-// softmax mass of every slot is added to its score; one slot leaves when the cache is full.
+// softmax mass of every slot is added to its score. Who leaves a full cache: h2o_evict.cuh.
 #pragma once
 
 #include <cstdint>
 
-#include <waterweight/device/reduce.cuh>
+#include <waterweight/device/h2o_evict.cuh>
 #include <waterweight/types.hpp>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -47,60 +47,29 @@ __device__ __forceinline__ float merged_element(const h2o_softmax& softmax, cons
   return sum;
 }
 
-/// One KV head's bookkeeping arrays and the limits of its policy.
-struct h2o_account_head {
-  float* score;            ///< [capacity]
-  std::int32_t* position;  ///< [capacity]
-  std::int32_t* free_slot;
-  int capacity;
-  int fresh;  ///< where this token went
-  int step;
-  int live;
-  int sinks;
-  int recent;
-};
-
-/// Where the next token goes while nothing is evicted.
-__device__ __forceinline__ void advance_free_slot(std::int32_t* free_slot, int live) {
-  if (threadIdx.x == 0) *free_slot = live;
-}
-
-/// score[slot] += sum over the group's query heads of probability(slot), then evicts one slot if
-/// live == capacity. logit: query head h of the group at logit + h * logit_stride; softmax(h) gives
-/// its h2o_softmax. `scratch`: Threads / 32 64-bit words of shared memory. Collective.
+/// score[slot] += sum over the group's query heads of probability(slot), where the slot `fresh` of
+/// this token starts from 0. Then, if the head keeps its own keys, block_h2o_evict.
+/// logit: query head h of the group at logit + h * logit_stride; softmax(h) gives its h2o_softmax.
+/// `shared`: h2o_evict_shared_bytes<Threads>(policy.evict_every), 8-byte aligned. Collective.
 template <int Threads, class Softmax>
-__device__ void block_h2o_account(const h2o_account_head& head, const float* logit,
+__device__ void block_h2o_account(const h2o_bookkeeping& head, int fresh, const float* logit,
                                   std::int64_t logit_stride, int group_size, const Softmax& softmax,
-                                  unsigned long long* scratch) {
-  unsigned long long best = kNoVictim;
-  int best_slot = 0;
-  const bool full = head.live == head.capacity;
+                                  void* shared) {
+  const bool own_keys = head.policy.granularity == h2o_granularity::per_head;
+  const bool evicts = own_keys && head.full();
+  h2o_candidate candidate;
   for (int slot = threadIdx.x; slot < head.live; slot += Threads) {
     float mass = 0.0f;
     for (int h = 0; h < group_size; ++h) {
       mass += softmax(h).probability(logit[h * logit_stride + slot]);
     }
-    const float score = (slot == head.fresh ? 0.0f : head.score[slot]) + mass;
+    const float score = (slot == fresh ? 0.0f : head.score[slot]) + mass;
     head.score[slot] = score;
-    const int position = head.position[slot];
-    if (!full || position < head.sinks || position > head.step - head.recent) continue;
-    const unsigned long long key = victim_key(score, position);
-    if (key < best) {
-      best = key;
-      best_slot = slot;
-    }
+    if (evicts) candidate.offer(head, slot, score);
   }
-  if (!full) {
-    advance_free_slot(head.free_slot, head.live);
-    return;
-  }
-  const unsigned long long winner = block_reduce<Threads>(
-      best, scratch, [](unsigned long long a, unsigned long long b) { return a < b ? a : b; });
-  // Positions are unique, so exactly one thread holds the winner.
-  if (winner == best && best != kNoVictim) {
-    *head.free_slot = best_slot;
-    head.position[best_slot] = -1;
-    head.score[best_slot] = 0.0f;
+  if (own_keys) {
+    block_h2o_evict<Threads>(
+        head, [&](int slot) { return head.score[slot]; }, candidate, shared);
   }
 }
 

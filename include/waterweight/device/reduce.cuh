@@ -31,6 +31,43 @@ __device__ __forceinline__ T block_reduce(T value, T* scratch, const Op& op) {
   return value;
 }
 
+/// Ranks `flag` among the block's threads in thread order; `total` is how many are set.
+/// `scratch`: Threads / 32 ints of shared memory. Collective; its first barrier also orders what
+/// the block did before.
+template <int Threads>
+__device__ __forceinline__ int block_rank(bool flag, int* scratch, int& total) {
+  const unsigned ballot = __ballot_sync(0xffffffffu, flag);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  __syncthreads();  // scratch may still be read by the previous call
+  if (lane == 0) scratch[warp] = __popc(ballot);
+  __syncthreads();
+  int before = 0;
+  total = 0;
+#pragma unroll
+  for (int w = 0; w < Threads / 32; ++w) {
+    before += w < warp ? scratch[w] : 0;
+    total += scratch[w];
+  }
+  return before + __popc(ballot & ((1u << lane) - 1));
+}
+
+/// Lists, ascending, the first `limit` integers of [begin, end) of which `wanted` is true; returns
+/// how many there are. `list` is shared or global memory, complete after the next __syncthreads.
+template <int Threads, class Predicate>
+__device__ int block_list(int begin, int end, const Predicate& wanted, int* list, int limit,
+                          int* scratch) {
+  int listed = 0;
+  for (int base = begin; base < end; base += Threads) {
+    const int i = base + threadIdx.x;
+    const bool flag = i < end && wanted(i);
+    int found;
+    const int rank = listed + block_rank<Threads>(flag, scratch, found);
+    if (flag && rank < limit) list[rank] = i;
+    listed += found;
+  }
+  return min(listed, limit);
+}
+
 /// Monotone map of fp32 to unsigned integers, so that scores compare as integers: -0 sorts just
 /// below +0 and NaN below everything, wherever its payload would put it.
 __device__ __forceinline__ std::uint32_t ordered_score(float score) {

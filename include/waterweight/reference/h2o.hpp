@@ -32,33 +32,33 @@ inline bool leaves_before(float score_a, std::int32_t position_a, float score_b,
 
 /// Whether a key must stay while the token at `step` is the newest one: a sink, or among the last
 /// `recent` positions.
-inline bool is_protected(std::int32_t position, std::int32_t step, const h2o_budget& budget) {
-  return position < budget.sinks || position > step - budget.recent;
+inline bool is_protected(std::int32_t position, std::int32_t step, const h2o_policy& policy) {
+  return position < policy.sinks || position > step - policy.recent;
 }
 
-/// The positions a prompt of `length` tokens keeps, ascending: all of them within the budget, else
+/// The positions a prompt of `length` tokens keeps, ascending: all of them within the policy, else
 /// the sinks, the last `recent`, and of the rest the `heavy` that leave last. score [length].
 template <class S>
-std::vector<std::int32_t> select_positions(const S* score, int length, const h2o_budget& budget) {
+std::vector<std::int32_t> select_positions(const S* score, int length, const h2o_policy& policy) {
   std::vector<std::int32_t> kept;
-  if (length <= budget.sinks + budget.heavy + budget.recent) {
+  if (length <= policy.sinks + policy.heavy + policy.recent) {
     for (int i = 0; i < length; ++i) kept.push_back(i);
     return kept;
   }
   std::vector<std::int32_t> rest;
   for (int i = 0; i < length; ++i) {
-    (is_protected(i, length - 1, budget) ? kept : rest).push_back(i);
+    (is_protected(i, length - 1, policy) ? kept : rest).push_back(i);
   }
   const auto stays_before = [&](std::int32_t a, std::int32_t b) {
     return leaves_before(static_cast<float>(score[b]), b, static_cast<float>(score[a]), a);
   };
-  std::partial_sort(rest.begin(), rest.begin() + budget.heavy, rest.end(), stays_before);
-  kept.insert(kept.end(), rest.begin(), rest.begin() + budget.heavy);
+  std::partial_sort(rest.begin(), rest.begin() + policy.heavy, rest.end(), stays_before);
+  kept.insert(kept.end(), rest.begin(), rest.begin() + policy.heavy);
   std::sort(kept.begin(), kept.end());
   return kept;
 }
 
-/// Moves a prefilled prompt into the slots of one layer, dropping what exceeds the budget.
+/// Moves a prefilled prompt into the slots of one layer, dropping what exceeds the policy.
 ///
 /// k, v [batch, tokens, kv_heads, head_dim], k after rotary embedding
 /// column_sums [batch, kv_heads, tokens] the prompt's scores (see causal_attention); unused, and
@@ -71,10 +71,10 @@ std::vector<std::int32_t> select_positions(const S* score, int length, const h2o
 /// state   score and position of the filled slots; position -1 in the others; free_slot = length =
 /// the
 ///      number kept; step = the prompt's length. With a null score every key is kept.
-/// Needs cache.capacity > the number kept (budget.capacity() is enough).
+/// Needs cache.capacity > the number kept (policy.capacity() is enough).
 template <class K, class V, class S, class C>
 void h2o_select_and_compact(heads_view<K> k, heads_view<V> v, const S* column_sums,
-                            const std::int32_t* lengths, const h2o_budget& budget,
+                            const std::int32_t* lengths, const h2o_policy& policy,
                             kv_cache_view<C> cache, h2o_state_view state) {
   for (int b = 0; b < cache.batch; ++b) {
     const int length = lengths ? lengths[b] : k.tokens;
@@ -82,9 +82,9 @@ void h2o_select_and_compact(heads_view<K> k, heads_view<V> v, const S* column_su
     for (int h = 0; h < cache.kv_heads; ++h) {
       const std::int64_t head = std::int64_t{b} * cache.kv_heads + h;
       const S* score = column_sums ? column_sums + head * k.tokens : nullptr;
-      const h2o_budget all{0, length, 0};
+      const h2o_policy all{0, length, 0};
       const std::vector<std::int32_t> kept =
-          select_positions(score, length, state.score ? budget : all);
+          select_positions(score, length, state.score ? policy : all);
       count = static_cast<int>(kept.size());
       for (int slot = 0; slot < cache.capacity; ++slot) {
         const std::int64_t index = head * cache.capacity + slot;
@@ -109,14 +109,14 @@ void h2o_select_and_compact(heads_view<K> k, heads_view<V> v, const S* column_su
 /// Otherwise the next empty slot becomes the free one. `score`, `position` point at the head's
 /// slots.
 inline void h2o_evict(const float* score, std::int32_t* position, std::int32_t* free_slot, int live,
-                      int capacity, std::int32_t step, const h2o_budget& budget) {
+                      int capacity, std::int32_t step, const h2o_policy& policy) {
   if (live < capacity) {
     *free_slot = live;
     return;
   }
   int victim = -1;
   for (int slot = 0; slot < live; ++slot) {
-    if (is_protected(position[slot], step, budget)) continue;
+    if (is_protected(position[slot], step, policy)) continue;
     if (victim < 0 || leaves_before(score[slot], position[slot], score[victim], position[victim])) {
       victim = slot;
     }
@@ -129,7 +129,7 @@ inline void h2o_evict(const float* score, std::int32_t* position, std::int32_t* 
 /// side by side.
 template <class Acc, class Q, class K, class V, class C, class Out>
 void h2o_decode_head(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
-                     const rotary_view& rotary, const h2o_budget& budget, kv_cache_view<C> cache,
+                     const rotary_view& rotary, const h2o_policy& policy, kv_cache_view<C> cache,
                      h2o_state_view state, heads_view<Out> out, int b, int kv_head) {
   const int head_dim = cache.head_dim;
   const int group = q.heads / cache.kv_heads;
@@ -178,7 +178,7 @@ void h2o_decode_head(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
     state.score[first + slot] = static_cast<float>(state.score[first + slot] + mass[slot]);
   }
   h2o_evict(state.score + first, state.position + first, state.free_slot + head, live,
-            cache.capacity, step, budget);
+            cache.capacity, step, policy);
 }
 
 /// One decoded token of every sequence in one layer.
@@ -191,16 +191,16 @@ void h2o_decode_head(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
 /// its score; and, if the slots are full (length[b] + 1 == capacity), evicts the unprotected slot
 /// that leaves first: its position becomes -1 and it is the free slot. Otherwise the next empty
 /// slot is. step and length stay: h2o_advance moves them once all layers have run. With state.score
-/// null: plain attention, nothing is evicted, budget is ignored and position may be null; the
+/// null: plain attention, nothing is evicted, policy is ignored and position may be null; the
 /// caller stops before length[b] reaches capacity. Needs length[b] < capacity, and sinks + recent <
 /// capacity for a victim to exist.
 template <class Acc, class Q, class K, class V, class C, class Out>
 void h2o_decode_attention(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
-                          const rotary_view& rotary, const h2o_budget& budget,
+                          const rotary_view& rotary, const h2o_policy& policy,
                           kv_cache_view<C> cache, h2o_state_view state, heads_view<Out> out) {
   for (int b = 0; b < cache.batch; ++b) {
     for (int h = 0; h < cache.kv_heads; ++h) {
-      h2o_decode_head<Acc>(q, k_new, v_new, rotary, budget, cache, state, out, b, h);
+      h2o_decode_head<Acc>(q, k_new, v_new, rotary, policy, cache, state, out, b, h);
     }
   }
 }

@@ -20,8 +20,8 @@ class h2o_oracle {
   using vector = std::vector<double>;
 
   /// `inv_freq` turns the first 2 * inv_freq.size() elements.
-  h2o_oracle(h2o_budget budget, int group, std::vector<float> inv_freq)
-      : budget_(budget), group_(group), inv_freq_(std::move(inv_freq)) {}
+  h2o_oracle(h2o_policy policy, int group, std::vector<float> inv_freq)
+      : policy_(policy), group_(group), inv_freq_(std::move(inv_freq)) {}
 
   /// The whole prompt at once: queries[token][query head of the group], keys[token], values[token].
   /// Returns the outputs in the shape of the queries.
@@ -36,7 +36,7 @@ class h2o_oracle {
     }
     prefill_score_ = score_;
     const int length = static_cast<int>(keys.size());
-    while (static_cast<int>(kept_.size()) > budget_.sinks + budget_.heavy + budget_.recent) {
+    while (static_cast<int>(kept_.size()) > policy_.sinks + policy_.heavy + policy_.recent) {
       drop_least(length);
     }
     return outputs;
@@ -48,7 +48,7 @@ class h2o_oracle {
     kept_.push_back(tokens());
     append(key, value);
     const std::vector<vector> outputs = attend(queries);
-    const int most = budget_.sinks + budget_.heavy + budget_.recent;
+    const int most = policy_.sinks + policy_.heavy + policy_.recent;
     if (static_cast<int>(kept_.size()) > most) drop_least(tokens());
     return outputs;
   }
@@ -109,7 +109,7 @@ class h2o_oracle {
   void drop_least(int length) {
     std::vector<int> candidates;
     for (const int index : kept_) {
-      if (index >= budget_.sinks && index < length - budget_.recent) candidates.push_back(index);
+      if (index >= policy_.sinks && index < length - policy_.recent) candidates.push_back(index);
     }
     std::stable_sort(candidates.begin(), candidates.end(),
                      [&](int a, int b) { return score_[a] < score_[b]; });
@@ -120,7 +120,7 @@ class h2o_oracle {
     ++evictions_;
   }
 
-  h2o_budget budget_;
+  h2o_policy policy_;
   int group_;
   std::vector<float> inv_freq_;
   std::vector<vector> keys_, values_;

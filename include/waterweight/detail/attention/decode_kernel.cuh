@@ -85,7 +85,7 @@ template <class T, int HeadDim>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_kernel(heads_view<const T> q, heads_view<const T> k_new, heads_view<const T> v_new,
                   rotary_view rotary, kv_cache_view<T> cache, h2o_state_view state,
-                  h2o_budget budget, heads_view<T> out, decode_workspace ws, float scale) {
+                  h2o_policy policy, heads_view<T> out, decode_workspace ws, float scale) {
   extern __shared__ __align__(16) std::byte shared[];
   const int split = blockIdx.x, splits = gridDim.x, kv_head = blockIdx.y, sequence = blockIdx.z;
   const int group_size = q.heads / k_new.heads;
@@ -136,21 +136,20 @@ __global__ void __launch_bounds__(kDecodeThreads)
     }
   }
   if (state.score == nullptr) {
-    advance_free_slot(state.free_slot + row, live);
+    if (threadIdx.x == 0) state.free_slot[row] = live;
   } else {
-    const h2o_account_head account{state.score + slots,
-                                   state.position + slots,
-                                   state.free_slot + row,
-                                   cache.capacity,
-                                   fresh,
-                                   step,
-                                   live,
-                                   budget.sinks,
-                                   budget.recent};
+    const h2o_bookkeeping bookkeeping{state.score + slots,
+                                      head.position,
+                                      state.free_slot + row,
+                                      head.k,
+                                      head.v,
+                                      HeadDim / 8,
+                                      step,
+                                      live,
+                                      sequence_policy(policy, state.capacity_of, sequence)};
     block_h2o_account<kDecodeThreads>(
-        account, logit, cache.capacity, group_size,
-        [&](int h) { return h2o_softmax(stat + h * splits, splits); },
-        reinterpret_cast<unsigned long long*>(shared));
+        bookkeeping, fresh, logit, cache.capacity, group_size,
+        [&](int h) { return h2o_softmax(stat + h * splits, splits); }, shared);
   }
   __syncthreads();  // everybody has read: leave the workspace as it was found
   for (int i = threadIdx.x; i < group_size * splits * HeadDim; i += kDecodeThreads) partial[i] = 0;

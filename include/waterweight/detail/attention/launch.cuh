@@ -65,17 +65,26 @@ inline bool valid_state(const h2o_state_view& state) {
          state.length != nullptr;
 }
 
-inline bool valid_budget(const h2o_budget& budget, int capacity) {
+inline bool valid_policy(const h2o_policy& policy, int capacity) {
   constexpr int kMax = std::numeric_limits<std::int32_t>::max() / 4;
-  return budget.sinks >= 0 && budget.heavy >= 0 && budget.recent >= 0 && budget.sinks <= kMax &&
-         budget.heavy <= kMax && budget.recent <= kMax && budget.capacity() == capacity;
+  const auto in_range = [](int count, int least) { return count >= least && count <= kMax; };
+  return in_range(policy.sinks, 0) && in_range(policy.heavy, 0) && in_range(policy.recent, 0) &&
+         in_range(policy.evict_every, 1) && policy.capacity() == capacity &&
+         policy.granularity >= h2o_granularity::per_head &&
+         policy.granularity <= h2o_granularity::per_model;
+}
+
+/// One layer's state: plain, or scored under a policy that fits it.
+inline bool valid_layer_state(const h2o_state_view& state, const h2o_policy& policy, int capacity) {
+  return valid_state(state) && state.layers == 1 &&
+         (state.score == nullptr ? state.capacity_of == nullptr : valid_policy(policy, capacity));
 }
 
 template <class T>
 cudaError_t launch_decode(const device_info& device, const heads_view<const T>& q,
                           const heads_view<const T>& k_new, const heads_view<const T>& v_new,
                           const rotary_view& rotary, const kv_cache_view<T>& cache,
-                          const h2o_state_view& state, const h2o_budget& budget,
+                          const h2o_state_view& state, const h2o_policy& policy,
                           const heads_view<T>& out, const workspace& ws, cudaStream_t stream) {
   static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
   const bool valid =
@@ -84,15 +93,18 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
       same_tokens(q, out) && q.heads == out.heads && k_new.heads == v_new.heads &&
       q.heads % k_new.heads == 0 && valid_rotary(rotary, q.head_dim) && valid_cache(cache) &&
       cache.batch == q.batch && cache.kv_heads == k_new.heads && cache.head_dim == q.head_dim &&
-      valid_state(state) && (state.score == nullptr || valid_budget(budget, cache.capacity));
+      valid_layer_state(state, policy, cache.capacity);
   if (!valid) return cudaErrorInvalidValue;
   const float scale = 1.0f / std::sqrt(static_cast<float>(q.head_dim));
   return dispatch_head_dim(q.head_dim, [&](auto dim) {
     constexpr int kHeadDim = decltype(dim)::value;
     using shape = h2o_split_shape<kHeadDim, kDecodeThreads>;
     const int splits = decode_splits(cache.capacity, shape::kSlots);
-    const std::size_t shared =
+    const std::size_t attending =
         shape::shared_bytes(static_cast<int>(ceil_div(cache.capacity, splits)));
+    const std::size_t evicting =
+        h2o_evict_shared_bytes<kDecodeThreads>(state.score == nullptr ? 1 : policy.evict_every);
+    const std::size_t shared = attending > evicting ? attending : evicting;
     decode_workspace parts;
     const std::size_t needed = parts.place(ws.data, cache.batch, q.heads, cache.kv_heads, splits,
                                            cache.capacity, kHeadDim);
@@ -103,7 +115,7 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     return launch(decode_kernel<T, kHeadDim>,
                   dim3(static_cast<unsigned>(splits), static_cast<unsigned>(cache.kv_heads),
                        static_cast<unsigned>(q.batch)),
-                  kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, budget,
+                  kDecodeThreads, shared, stream, q, k_new, v_new, rotary, cache, state, policy,
                   out, parts, scale);
   });
 }

@@ -4,31 +4,14 @@
 #include <cstdint>
 
 #include <waterweight/detail/attention/common.cuh>
+#include <waterweight/detail/h2o/keep_sets.cuh>
+#include <waterweight/device/h2o_evict.cuh>
 #include <waterweight/device/reduce.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 inline constexpr int kSelectThreads = 512;
-
-/// Ranks `flag` among the block's threads in thread order; `total` is how many are set.
-/// `scratch`: Threads / 32 ints.
-template <int Threads>
-__device__ __forceinline__ int block_rank(bool flag, int* scratch, int& total) {
-  const unsigned ballot = __ballot_sync(0xffffffffu, flag);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  __syncthreads();  // scratch may still be read by the previous call
-  if (lane == 0) scratch[warp] = __popc(ballot);
-  __syncthreads();
-  int before = 0;
-  total = 0;
-#pragma unroll
-  for (int w = 0; w < Threads / 32; ++w) {
-    before += w < warp ? scratch[w] : 0;
-    total += scratch[w];
-  }
-  return before + __popc(ballot & ((1u << lane) - 1));
-}
 
 /// The `keep`-th largest ordered score of candidates [begin, end), found byte by byte from the top
 /// (a radix select over 256-bin histograms), and how many of those equal to it are among the
@@ -70,59 +53,66 @@ __device__ inline select_threshold find_threshold(const float* scores, int begin
   return {prefix, wanted, count};
 }
 
-/// One block per (KV head, sequence): writes the kept tokens' positions into the slots in ascending
-/// order, their scores beside them, and empties the rest.
+/// One block per (KV head, sequence, layer): writes the kept tokens' positions into the slots in
+/// ascending order, their scores beside them, and empties the rest. With `sums` ([keep sets, batch,
+/// tokens]) those decide; the heads of a set then all come to the same choice.
 /// A template only so that no header defines a plain kernel twice.
 template <int Threads>
 __global__ void __launch_bounds__(Threads)
-    select_kernel(const float* column_sums, const std::int32_t* lengths, int tokens, int capacity,
-                  h2o_state_view state, h2o_budget budget) {
+    select_kernel(h2o_score_view column_sums, const float* sums, const std::int32_t* lengths,
+                  int capacity, h2o_state_view state, h2o_policy policy) {
   static_assert(Threads == kSelectThreads, "find_threshold strides by kSelectThreads");
   __shared__ int histogram[256];
   __shared__ int scratch[Threads / 32];
-  const int kv_head = blockIdx.x, sequence = blockIdx.y;
-  const std::int64_t row = std::int64_t{sequence} * gridDim.x + kv_head;
-  const float* scores = column_sums == nullptr ? nullptr : column_sums + row * tokens;
+  const int kv_head = blockIdx.x, sequence = blockIdx.y, layer = blockIdx.z;
+  const int tokens = column_sums.tokens, length = sequence_length(lengths, sequence, tokens);
+  const std::int64_t head = std::int64_t{sequence} * gridDim.x + kv_head;
+  const std::int64_t row = layer * state.layer_stride + head;
+  const bool scored = state.score != nullptr;
   std::int32_t* position = state.position + row * capacity;
-  float* score = state.score == nullptr ? nullptr : state.score + row * capacity;
-  const int length = sequence_length(lengths, sequence, tokens);
+  float* score = scored ? state.score + row * capacity : nullptr;
+  const float* own =
+      scored ? column_sums.data + layer * column_sums.layer_stride + head * tokens : nullptr;
+  const float* deciding =
+      sums == nullptr ? own : sums + keep_set_row(policy, layer, sequence, gridDim.y) * tokens;
+  policy = sequence_policy(policy, state.capacity_of, sequence);
 
   // Candidates: neither sinks nor recent. Without a cut every token is kept.
-  const bool cut = state.score != nullptr && length > capacity - 1;
-  const int begin = cut ? budget.sinks : 0, end = cut ? length - budget.recent : 0;
+  const bool cut = scored && length > policy.budget();
+  const int begin = cut ? policy.sinks : 0, end = cut ? length - policy.recent : 0;
   select_threshold threshold{0xffffffffu, 0, 0};
-  if (cut && budget.heavy > 0) {
-    threshold = find_threshold(scores, begin, end, budget.heavy, histogram);
+  if (cut && policy.heavy > 0) {
+    threshold = find_threshold(deciding, begin, end, policy.heavy, histogram);
   }
 
   int kept = 0, equal_seen = 0;
   for (int base = 0; base < length; base += Threads) {
     const int token = base + threadIdx.x;
     const bool candidate = token >= begin && token < end;
-    const std::uint32_t key = candidate ? ordered_score(scores[token]) : 0;
-    const bool equal = candidate && budget.heavy > 0 && key == threshold.key;
+    const std::uint32_t key = candidate ? ordered_score(deciding[token]) : 0;
+    const bool equal = candidate && policy.heavy > 0 && key == threshold.key;
     int equal_total, kept_total;
     const int equal_rank = equal_seen + block_rank<Threads>(equal, scratch, equal_total);
     equal_seen += equal_total;
     // Of those equal to the threshold the last ones stay: on a tie the lower position leaves.
     const bool keep =
-        token < length && (!candidate || (budget.heavy > 0 && key > threshold.key) ||
+        token < length && (!candidate || (policy.heavy > 0 && key > threshold.key) ||
                            (equal && equal_rank >= threshold.equal_total - threshold.equal_kept));
     const int slot = kept + block_rank<Threads>(keep, scratch, kept_total);
     kept += kept_total;
     if (keep && slot < capacity) {
       position[slot] = token;
-      if (score != nullptr) score[slot] = scores[token];
+      if (scored) score[slot] = own[token];
     }
   }
   kept = min(kept, capacity - 1);
   for (int slot = kept + threadIdx.x; slot < capacity; slot += Threads) {
     position[slot] = -1;
-    if (score != nullptr) score[slot] = 0.0f;
+    if (scored) score[slot] = 0.0f;
   }
   if (threadIdx.x == 0) {
     state.free_slot[row] = kept;
-    if (kv_head == 0) {
+    if (kv_head == 0 && layer == 0) {
       state.length[sequence] = kept;
       state.step[sequence] = length;
     }
@@ -131,7 +121,7 @@ __global__ void __launch_bounds__(Threads)
 
 inline constexpr int kCompactThreads = 256;
 
-/// Copies the rows that select_kernel named, one 16-byte vector of K and of V per thread.
+/// Copies the rows that `position` names, one 16-byte vector of K and of V per thread.
 template <class T>
 __global__ void __launch_bounds__(kCompactThreads)
     compact_kernel(heads_view<const T> k, heads_view<const T> v, kv_cache_view<T> cache,
@@ -143,7 +133,7 @@ __global__ void __launch_bounds__(kCompactThreads)
   const int kv_head = blockIdx.y, sequence = blockIdx.z;
   const std::int64_t slots = (std::int64_t{sequence} * cache.kv_heads + kv_head) * cache.capacity;
   const int token = position[slots + slot];
-  if (token < 0) return;
+  if (token < 0 || token >= k.tokens) return;
   const auto source = [&](const heads_view<const T>& x) {
     return reinterpret_cast<const uint4*>(x.data + sequence * x.batch_stride +
                                           token * x.token_stride + kv_head * x.head_stride +
@@ -152,16 +142,6 @@ __global__ void __launch_bounds__(kCompactThreads)
   const std::int64_t target = (slots + slot) * cache.head_dim + column;
   *reinterpret_cast<uint4*>(cache.k + target) = *source(k);
   *reinterpret_cast<uint4*>(cache.v + target) = *source(v);
-}
-
-/// A template for the same reason as select_kernel.
-template <int Threads>
-__global__ void __launch_bounds__(Threads)
-    advance_kernel(std::int32_t* step, std::int32_t* length, int batch, int capacity) {
-  const int sequence = blockIdx.x * Threads + threadIdx.x;
-  if (sequence >= batch) return;
-  step[sequence] += 1;
-  length[sequence] = min(length[sequence] + 1, capacity - 1);
 }
 
 }  // namespace detail
