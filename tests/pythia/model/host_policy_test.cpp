@@ -22,7 +22,7 @@ TEST(HostPolicy, KeepsItsBudgetAndWhatIsProtected) {
   const Ids ids = text();
   for (const Case& c : all_cases()) {
     const auto engine = host_test::engine(host_test::tiny_neox(), c.options);
-    for (const auto [prompt, tokens] :
+    for (const auto& [prompt, tokens] :
          {std::pair{1, 40}, {31, 36}, {32, 33}, {33, 38}, {34, 34}, {60, 93}, {20, 110}}) {
       SCOPED_TRACE(c.name + " " + std::to_string(prompt) + " " + std::to_string(tokens));
       if (tokens > prompt) {

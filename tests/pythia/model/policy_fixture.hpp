@@ -115,7 +115,9 @@ inline void expect_kept(const pythia::Engine& engine, const EngineOptions& optio
       if (options.granularity != h2o_granularity::per_head) {
         ASSERT_EQ(kept, snapshot.positions[0]);
       }
-      if (options.granularity == h2o_granularity::per_model) ASSERT_EQ(kept, first_of_model);
+      if (options.granularity == h2o_granularity::per_model) {
+        ASSERT_EQ(kept, first_of_model);
+      }
     }
   }
 }
