@@ -102,7 +102,7 @@ void HostCache::store_prompt(int layer, int sequence, const QkvViews& qkv, float
 void HostCache::store_whole_model(int sequence, int tokens) {
   const std::int64_t sums = std::int64_t{heads_} * tokens;
   reference::h2o_select({prompt_.column_sums.data(), 1, heads_, tokens, layers_, sums}, nullptr,
-                        all_layers(sequence), capacity_, policy_);
+                        policy_, capacity_, all_layers(sequence));
   const std::int64_t row = std::int64_t{heads_} * head_dim_;
   for (int layer = 0; layer < layers_; ++layer) {
     const auto heads = [&](std::vector<float>& data) {
