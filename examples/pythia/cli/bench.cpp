@@ -1,4 +1,4 @@
-// pythia bench: fp16, int8 and int8-h2o one after another, in one run.
+// pythia bench: fp16, int8 and int8-h2o (or another policy) one after another, in one run.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -142,8 +142,12 @@ nlohmann::ordered_json to_json(const Measurement& m) {
 }
 
 void run_bench(const BenchOptions& options) {
-  if (!options.model.mode.empty() || !options.model.weights.empty() || !options.model.kv.empty()) {
+  if (!options.model.mode.empty() || !options.model.weights.empty() ||
+      !options.model.cache.kv.empty()) {
     throw Error("bench: runs fp16, int8 and int8-h2o; expected no --mode, --weights or --kv");
+  }
+  if (options.model.cache.policy == "full") {
+    throw Error("bench: expected a --policy that evicts, in the place of h2o, found full");
   }
   const OutputFile output(options.model.json);
   const ModelSource source = model_source(options.model);
@@ -161,9 +165,6 @@ void run_bench(const BenchOptions& options) {
   json["batch_size"] = options.batch_size;
   json["prefill_len"] = options.prefill_length;
   json["decode_len"] = options.decode_length;
-  json["budget"] = {{"recent", options.model.recent},
-                    {"heavy", options.model.heavy},
-                    {"sinks", options.model.sinks}};
   json["seed"] = options.seed;
   json["date"] = date_utc();
   json["commit"] = commit();
@@ -174,10 +175,13 @@ void run_bench(const BenchOptions& options) {
   auto results = nlohmann::ordered_json::array();
   for (const char* mode : {"fp16", "int8", "int8-h2o"}) {
     model.mode = mode;
+    const bool evicting = model.mode == "int8-h2o";
+    model.cache = evicting ? options.model.cache : CacheOptions{};
     EngineOptions setup = engine_options(model, source);
     const ModelSource& weights = setup.weights == WeightType::int8 ? int8_source : source;
     const std::int64_t tokens = std::int64_t{options.prefill_length} + options.decode_length;
     check_context(config, setup, tokens, "--prefill_len + --decode_len");
+    if (evicting) json["cache"] = cache_json(setup);
     setup.batch_size = options.batch_size;
     setup.max_tokens = static_cast<int>(tokens);
     setup.max_prompt = options.prefill_length;

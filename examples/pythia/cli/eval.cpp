@@ -30,13 +30,17 @@ struct EvalOptions {
   std::string ids_file;
   int window_length = 0;   ///< 0: the model's context
   int stride = 0;          ///< 0: the window length
-  int prefill_length = 0;  ///< 0: kDefaultPrefill, or half a shorter window
+  int prefill_length = 0;  ///< 0: nothing is decoded; see settle_lengths()
+  int max_windows = 0;     ///< 0: all
   std::string logits_file;
+
+  bool decodes() const { return prefill_length > 0; }
 };
 
 struct Evaluation {
   double nll_sum = 0.0;
   std::int64_t scored = 0;
+  std::int64_t windows = 0;
   std::vector<float> last_logits;
 
   double mean_nll() const { return nll_sum / static_cast<double>(scored); }
@@ -63,7 +67,8 @@ std::vector<std::int32_t> input_ids(const EvalOptions& options, const ModelSourc
   return ids;
 }
 
-/// Fills in the defaults and checks the lengths against each other.
+/// Fills in the defaults and checks the lengths against each other. Under full attention nothing is
+/// decoded unless --prefill_len asks for it; an evicting policy shows only in decoding.
 void settle_lengths(EvalOptions& options, const Config& config, const EngineOptions& engine) {
   if (options.window_length == 0) options.window_length = config.max_position;
   if (options.stride == 0) options.stride = options.window_length;
@@ -73,11 +78,7 @@ void settle_lengths(EvalOptions& options, const Config& config, const EngineOpti
                 std::to_string(options.stride));
   }
   check_context(config, engine, options.window_length, "--window-len");
-  if (engine.kv == KvType::full) {
-    if (options.prefill_length != 0) throw Error("--prefill_len: only used with --kv h2o");
-    return;
-  }
-  if (options.prefill_length == 0) {
+  if (engine.policy != Policy::full && !options.decodes()) {
     options.prefill_length = std::min(kDefaultPrefill, options.window_length / 2);
   }
   if (options.prefill_length >= options.window_length) {
@@ -92,27 +93,30 @@ void settle_lengths(EvalOptions& options, const Config& config, const EngineOpti
   }
 }
 
-/// One window. Under H2O one no longer than the prefill has nothing to score: it is run for its
-/// logits.
-Scores score_window(Engine& engine, const std::vector<std::int32_t>& ids, bool h2o, int prefill) {
-  if (!h2o) return engine.score(ids);
+/// One window. Where it is decoded, one no longer than the prefill has nothing to score: it is run
+/// for its logits.
+Scores score_window(Engine& engine, const std::vector<std::int32_t>& ids, int prefill) {
+  if (prefill == 0) return engine.score(ids);
   if (static_cast<int>(ids.size()) > prefill) return engine.score_decoded(ids, prefill);
   Scores scores = engine.score(ids);
   scores.nll.clear();
   return scores;
 }
 
-Evaluation evaluate(Engine& engine, const EvalOptions& options, bool h2o,
+Evaluation evaluate(Engine& engine, const EvalOptions& options,
                     const std::vector<std::int32_t>& ids) {
   Evaluation result;
-  const std::vector<Window> windows = perplexity_windows(static_cast<std::int64_t>(ids.size()),
-                                                         options.window_length, options.stride);
-  Progress progress("eval", "windows", static_cast<std::int64_t>(windows.size()));
+  std::vector<Window> windows = perplexity_windows(static_cast<std::int64_t>(ids.size()),
+                                                   options.window_length, options.stride);
+  const auto most = static_cast<std::size_t>(options.max_windows);
+  if (most > 0 && windows.size() > most) windows.resize(most);
+  result.windows = static_cast<std::int64_t>(windows.size());
+  Progress progress("eval", "windows", result.windows);
   std::int64_t done = 0;
   for (const Window& window : windows) {
     const std::vector<std::int32_t> part(ids.begin() + window.begin, ids.begin() + window.end);
-    Scores scores = score_window(engine, part, h2o, options.prefill_length);
-    const std::int64_t first_token = window.begin + (h2o ? options.prefill_length : 1);
+    Scores scores = score_window(engine, part, options.prefill_length);
+    const std::int64_t first_token = window.begin + std::max(options.prefill_length, 1);
     const std::int64_t skip = std::max<std::int64_t>(window.scored_from - first_token, 0);
     for (std::size_t i = static_cast<std::size_t>(skip); i < scores.nll.size(); ++i) {
       result.nll_sum += scores.nll[i];
@@ -147,15 +151,14 @@ void run_eval(EvalOptions options) {
   const std::vector<std::int32_t> ids = input_ids(options, source, config);
   EngineOptions engine_setup = engine_options(options.model, source);
   settle_lengths(options, config, engine_setup);
-  const bool h2o = engine_setup.kv == KvType::h2o;
   const int longest = static_cast<int>(
       std::min<std::size_t>(ids.size(), static_cast<std::size_t>(options.window_length)));
   engine_setup.max_tokens = longest;
-  engine_setup.max_prompt = h2o ? std::min(longest, options.prefill_length) : longest;
+  engine_setup.max_prompt = options.decodes() ? std::min(longest, options.prefill_length) : longest;
 
   const auto start = std::chrono::steady_clock::now();
   const std::unique_ptr<Engine> engine = make_engine(source, engine_setup);
-  const Evaluation result = evaluate(*engine, options, h2o, ids);
+  const Evaluation result = evaluate(*engine, options, ids);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   if (result.scored == 0) {
     throw Error((options.ids_file.empty() ? options.text_file : options.ids_file) +
@@ -179,8 +182,10 @@ void run_eval(EvalOptions options) {
   json["tokens_scored"] = result.scored;
   json["window_len"] = options.window_length;
   json["stride"] = options.stride;
-  if (h2o) json["prefill_len"] = options.prefill_length;
+  json["windows"] = result.windows;
+  if (options.decodes()) json["prefill_len"] = options.prefill_length;
   json["mode"] = mode_name(engine_setup);
+  json["cache"] = cache_json(engine_setup);
   json["dtype"] = options.model.dtype;
   json["device"] = engine->device_name();
   json["peak_device_bytes"] = engine->peak_device_bytes();
@@ -210,8 +215,13 @@ void add_eval(CLI::App& app) {
       ->check(at_least(1));
   command
       ->add_option(spellings("--prefill-len"), options->prefill_length,
-                   "with --kv h2o: tokens of each window that are prefilled; the rest is decoded "
-                   "and scored (default: 500, or half a shorter window)")
+                   "tokens of each window that are prefilled; the rest is decoded and scored "
+                   "(default: 500, or half a shorter window, where the policy evicts; with full "
+                   "attention nothing is decoded)")
+      ->check(at_least(1));
+  command
+      ->add_option(spellings("--max-windows"), options->max_windows,
+                   "score only so many windows from the start (default: all)")
       ->check(at_least(1));
   command->add_option("--logits", options->logits_file,
                       "write the last position's logits to this file, raw little-endian fp32");

@@ -138,6 +138,7 @@ void run_generate(GenerateOptions options, bool prompt_given) {
   json["tokens_per_second"] = rate;
   json["time_to_first_token_ms"] = 1e3 * result.first_token;
   json["mode"] = mode_name(engine_setup);
+  json["cache"] = cache_json(engine_setup);
   json["dtype"] = options.model.dtype;
   json["device"] = engine->device_name();
   json["peak_device_bytes"] = engine->peak_device_bytes();

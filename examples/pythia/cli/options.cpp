@@ -45,26 +45,17 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
   add("--model," + spellings("--model-path"), options.model,
       "Hugging Face directory of a GPT-NeoX model, or random:NAME (random:pythia-2.8b) for random "
       "weights; default: the bundled model");
-  add("--mode", options.mode, "shorthand for --weights and --kv: fp16, int8 or int8-h2o")
+  add("--mode", options.mode, "shorthand for --weights and --policy: fp16, int8 or int8-h2o")
       ->check(CLI::IsMember({"fp16", "int8", "int8-h2o"}));
   add("--weights", options.weights, "fp16 (16 bits, see --dtype) or int8")
       ->check(CLI::IsMember({"fp16", "int8"}));
-  add("--kv", options.kv, "KV cache: full or h2o")->check(CLI::IsMember({"full", "h2o"}));
   add("--dtype", options.dtype, "16-bit type of activations: fp16 or bf16")
       ->check(CLI::IsMember({"fp16", "bf16"}))
       ->capture_default_str();
   add("--device", options.device, "cpu or cuda; default: cuda when a GPU is usable")
       ->check(CLI::IsMember({"cpu", "cuda"}));
-  add("--window", options.recent, "H2O: most recent tokens kept")
-      ->check(at_least(0))
-      ->capture_default_str();
-  add(spellings("--h2o-hh"), options.heavy, "H2O: heavy hitters kept")
-      ->check(at_least(0))
-      ->capture_default_str();
-  add("--sinks", options.sinks, "H2O: first tokens kept")
-      ->check(at_least(0))
-      ->capture_default_str();
   add("--json", options.json, "write the result to this file");
+  add_cache_options(command, options.cache);
 }
 
 ModelSource model_source(const ModelOptions& options) {
@@ -115,18 +106,7 @@ EngineOptions engine_options(const ModelOptions& options, const ModelSource& sou
   if (weights.empty()) weights = holds_int8_weights(source) ? "int8" : "fp16";
   engine.weights = weights == "int8" ? WeightType::int8 : WeightType::fp16;
 
-  std::string kv = options.mode == "int8-h2o" ? "h2o" : "full";
-  if (!options.kv.empty()) kv = options.kv;
-  engine.kv = kv == "h2o" ? KvType::h2o : KvType::full;
-
-  const std::int64_t budget = std::int64_t{options.recent} + options.heavy + options.sinks;
-  if (engine.kv == KvType::h2o && (budget < 1 || budget >= (1 << 24))) {
-    throw Error("--window + --h2o_hh + --sinks: expected a budget from 1 to 16777215, found " +
-                std::to_string(budget));
-  }
-  engine.recent = options.recent;
-  engine.heavy = options.heavy;
-  engine.sinks = options.sinks;
+  settle_cache(options.cache, options.mode == "int8-h2o", &engine);
   engine.activations = chosen_dtype(options);
   engine.device = chosen_device(options);
   return engine;
@@ -138,13 +118,13 @@ void check_context(const Config& config, const EngineOptions& options, std::int6
   const std::string message = what + " = " + std::to_string(tokens) +
                               " tokens run past the model's context of " +
                               std::to_string(config.max_position);
-  if (options.kv == KvType::full) throw Error(message + " (--kv h2o allows it)");
+  if (options.policy == Policy::full) throw Error(message + " (--kv h2o allows it)");
   warn(message);
 }
 
 std::string mode_name(const EngineOptions& options) {
   const std::string weights = options.weights == WeightType::int8 ? "int8" : "fp16";
-  return options.kv == KvType::h2o ? weights + "-h2o" : weights;
+  return options.policy == Policy::full ? weights : weights + "-" + policy_name(options.policy);
 }
 
 std::string dtype_name(ActivationType type) {

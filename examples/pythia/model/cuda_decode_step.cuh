@@ -9,6 +9,7 @@
 
 #include "examples/pythia/model/cuda_embedding.cuh"
 #include "examples/pythia/model/cuda_layer.cuh"
+#include "examples/pythia/model/cuda_random_scores.cuh"
 
 namespace pythia {
 
@@ -37,6 +38,29 @@ void run_head(const LaunchContext& launch, const Config& config, const CudaWeigh
   apply_linear(launch, weights.embed_out, normed, rows, logits, waterweight::identity_epilogue{});
 }
 
+/// What the policy does once the scores of all layers are there, as far as the attention kernel has
+/// not done it: random's draws for the new keys, and the eviction of kept sets that heads share.
+template <class T>
+void enqueue_policy(const LaunchContext& launch, const KvState<T>& kv, int batch) {
+  waterweight::kv_cache_view<T> cache = kv.caches.front();
+  cache.batch = batch;
+  if (kv.random) {
+    const ScoreColumns slots{kv.all_layers.score,
+                             kv.all_layers.position,
+                             0,
+                             kv.all_layers.layers,
+                             kv.all_layers.layer_stride,
+                             batch,
+                             cache.kv_heads,
+                             cache.capacity};
+    check_cuda(write_random_scores(kv.draw, slots, launch.stream), "write_random_scores");
+  }
+  if (!kv.shares_kept_keys()) return;
+  check_cuda(
+      waterweight::h2o_evict<T>(cache, kv.all_layers, kv.policy, launch.workspace, launch.stream),
+      "h2o_evict");
+}
+
 /// Feeds tokens[b] of the first `batch` sequences at position step[b]; leaves the logits. The
 /// caller appends what makes the next tokens of them, then h2o_advance.
 template <class T>
@@ -56,11 +80,12 @@ void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step,
       check_cuda(
           waterweight::h2o_decode_attention<T>(
               launch.device, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
-              step.kv->budget, contiguous_heads(activations.attention_out, config, batch, 1),
+              step.kv->policy, contiguous_heads(activations.attention_out, config, batch, 1),
               launch.workspace, launch.stream),
           "h2o_decode_attention");
     });
   }
+  enqueue_policy(launch, *step.kv, batch);
   run_head(launch, config, *step.weights, activations.residual, nullptr, batch,
            activations.attention_in, step.logits);
 }

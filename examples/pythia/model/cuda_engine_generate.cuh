@@ -66,7 +66,7 @@ std::vector<std::int32_t> CudaEngine<T>::sampled_tokens() {
 template <class T>
 void CudaEngine<T>::require_room(int steps) const {
   if (position_ < 0) throw Error("decode: expected start() before the first step");
-  if (options_.kv == KvType::full && steps > options_.max_tokens - position_) {
+  if (options_.policy == Policy::full && steps > options_.max_tokens - position_) {
     throw Error("decode: expected at most " + std::to_string(options_.max_tokens) +
                 " tokens in the cache, found " + std::to_string(position_) + " + " +
                 std::to_string(steps));

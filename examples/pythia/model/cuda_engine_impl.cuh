@@ -104,8 +104,8 @@ class CudaEngine final : public Engine {
   std::int32_t* lengths_ = nullptr;      ///< [batch] of the prompts
   std::int32_t* last_rows_ = nullptr;    ///< [batch] rows of the prompts' last tokens
   std::int32_t* tokens_ = nullptr;       ///< [batch] fed by the next step
-  float* lse_ = nullptr;                 ///< [batch, heads, max_prompt], H2O only
-  float* column_sums_ = nullptr;         ///< the same
+  float* lse_ = nullptr;                 ///< [batch, heads, max_prompt], null where nothing evicts
+  float* column_sums_ = nullptr;         ///< the same, of each layer where one set serves all
   float* logits_ = nullptr;              ///< [batch, vocab]
   SamplingOptions* sampling_ = nullptr;  ///< one
   PinnedArray<std::int32_t> sampled_;    ///< [batch]
@@ -119,7 +119,7 @@ template <class T>
 CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& options,
                           std::string device_name)
     : config_(source_config(source)),
-      options_(options),
+      options_(checked(options)),
       device_name_(std::move(device_name)),
       sampled_(static_cast<std::size_t>(options.batch_size)) {
   if (options_.max_prompt == 0) options_.max_prompt = options_.max_tokens;
@@ -141,16 +141,19 @@ void CudaEngine<T>::plan_buffers() {
   const auto batch = static_cast<std::size_t>(options_.batch_size);
   const auto vocab = static_cast<std::size_t>(config_.vocab_size);
   const std::size_t rows = batch * static_cast<std::size_t>(options_.max_prompt);
-  activations_.plan(config_, rows, &arena_);
+  const auto heads = static_cast<std::size_t>(config_.num_heads);
   kv_.plan(config_, options_, &arena_);
+  const std::size_t kept_layers =
+      kv_.one_set() ? static_cast<std::size_t>(config_.num_layers) : std::size_t{1};
+  activations_.plan(config_, rows, kept_layers, &arena_);
   arena_.add(&inv_freq_, static_cast<std::size_t>(config_.rotary_dims / 2));
   arena_.add(&prompt_ids_, rows);
   arena_.add(&lengths_, batch);
   arena_.add(&last_rows_, batch);
   arena_.add(&tokens_, batch);
-  if (options_.kv == KvType::h2o) {
-    arena_.add(&lse_, rows * static_cast<std::size_t>(config_.num_heads));
-    arena_.add(&column_sums_, rows * static_cast<std::size_t>(config_.num_heads));
+  if (kv_.evicts) {
+    arena_.add(&lse_, rows * heads);
+    arena_.add(&column_sums_, kept_layers * rows * heads);
   }
   arena_.add(&logits_, batch * vocab);
   arena_.add(&sampling_, 1);
@@ -161,7 +164,11 @@ void CudaEngine<T>::plan_buffers() {
       std::max(config_.intermediate_size, config_.hidden_size), launch_.device);
   const std::size_t decode = waterweight::h2o_decode_workspace_bytes(
       options_.batch_size, config_.num_heads, kv_.capacity, config_.head_dim());
-  launch_.workspace.bytes = std::max(gemm, decode);  // left zero by each call, so they can share it
+  const std::size_t policy =
+      waterweight::h2o_workspace_bytes(kv_.policy, config_.num_layers, options_.batch_size,
+                                       std::max(options_.max_prompt, kv_.capacity));
+  launch_.workspace.bytes =
+      std::max({gemm, decode, policy});  // left zero by each call, so they can share it
   arena_.add(&workspace_, launch_.workspace.bytes);
 }
 
@@ -186,7 +193,7 @@ Prefill<T> CudaEngine<T>::prefill() const {
 template <class T>
 void CudaEngine<T>::advance(int batch) {
   check_cuda(
-      waterweight::h2o_advance(kv_.states.front(), batch, kv_.capacity, kv_.budget, launch_.stream),
+      waterweight::h2o_advance(kv_.states.front(), batch, kv_.capacity, kv_.policy, launch_.stream),
       "h2o_advance");
 }
 

@@ -9,6 +9,7 @@
 #include "examples/pythia/io/config.hpp"
 #include "examples/pythia/model/cuda_buffer.hpp"
 #include "examples/pythia/model/engine.hpp"
+#include "examples/pythia/model/random_scores.hpp"
 
 namespace pythia {
 
@@ -18,16 +19,16 @@ struct Activations {
   float* residual = nullptr;   ///< [rows, hidden]
   T* attention_in = nullptr;   ///< [rows, hidden] after the attention LayerNorm
   T* mlp_in = nullptr;         ///< [rows, hidden] after the MLP LayerNorm
-  T* qkv = nullptr;            ///< [rows, heads, 3, head_dim]
+  T* qkv = nullptr;            ///< [rows, heads, 3, head_dim], of each layer or of the current one
   T* attention_out = nullptr;  ///< [rows, hidden]
   T* mlp = nullptr;            ///< [rows, intermediate]
 
-  void plan(const Config& config, std::size_t rows, DeviceArena* arena) {
+  void plan(const Config& config, std::size_t rows, std::size_t qkv_layers, DeviceArena* arena) {
     const auto hidden = static_cast<std::size_t>(config.hidden_size);
     arena->add(&residual, rows * hidden);
     arena->add(&attention_in, rows * hidden);
     arena->add(&mlp_in, rows * hidden);
-    arena->add(&qkv, rows * 3 * hidden);
+    arena->add(&qkv, qkv_layers * rows * 3 * hidden);
     arena->add(&attention_out, rows * hidden);
     arena->add(&mlp, rows * static_cast<std::size_t>(config.intermediate_size));
   }
@@ -38,46 +39,63 @@ template <class T>
 struct KvState {
   std::vector<waterweight::kv_cache_view<T>> caches;
   std::vector<waterweight::h2o_state_view> states;  ///< step and length are shared by all layers
-  waterweight::h2o_policy budget;
+  waterweight::h2o_state_view all_layers;           ///< the same as one view
+  waterweight::h2o_policy policy;                   ///< of full attention: the default
+  bool evicts = false;
+  bool random = false;  ///< draws stand in for the scores
+  RandomScores draw;
   int capacity = 0;
 
   /// A full cache has one slot per token and one more: it never runs full, so nothing is evicted.
   void plan(const Config& config, const EngineOptions& options, DeviceArena* arena) {
-    const bool h2o = options.kv == KvType::h2o;
-    budget = {options.sinks, options.heavy, options.recent};
-    capacity = h2o ? budget.capacity() : options.max_tokens + 1;
+    evicts = options.policy != Policy::full;
+    random = options.policy == Policy::random;
+    if (evicts) policy = eviction_policy(options);
+    draw = {options.policy_seed, options.granularity};
+    capacity = evicts ? policy.capacity() : options.max_tokens + 1;
     const auto batch = static_cast<std::size_t>(options.batch_size);
+    const auto layers = static_cast<std::size_t>(config.num_layers);
     const std::size_t heads = batch * static_cast<std::size_t>(config.num_heads);
     const std::size_t slots = heads * static_cast<std::size_t>(capacity);
-    const std::size_t elements = slots * static_cast<std::size_t>(config.head_dim());
-    caches.resize(static_cast<std::size_t>(config.num_layers));
-    states.resize(caches.size());
-    for (std::size_t i = 0; i < caches.size(); ++i) {
-      caches[i] = {nullptr,          nullptr,  options.batch_size,
-                   config.num_heads, capacity, config.head_dim()};
-      arena->add(&caches[i].k, elements);
-      arena->add(&caches[i].v, elements);
-      if (h2o) arena->add(&states[i].score, slots);
-      arena->add(&states[i].position, slots);
-      arena->add(&states[i].free_slot, heads);
-    }
-    arena->add(&step_, batch);
-    arena->add(&length_, batch);
+    layer_elements_ = slots * static_cast<std::size_t>(config.head_dim());
+    all_layers.layers = config.num_layers;
+    all_layers.layer_stride = static_cast<std::int64_t>(heads);
+    caches.resize(layers, {nullptr, nullptr, options.batch_size, config.num_heads, capacity,
+                           config.head_dim()});
+    arena->add(&k_, layers * layer_elements_);
+    arena->add(&v_, layers * layer_elements_);
+    if (evicts) arena->add(&all_layers.score, layers * slots);
+    arena->add(&all_layers.position, layers * slots);
+    arena->add(&all_layers.free_slot, layers * heads);
+    arena->add(&all_layers.step, batch);
+    arena->add(&all_layers.length, batch);
   }
 
   /// After the arena's allocation.
   void bind() {
-    for (auto& state : states) {
-      state.step = step_;
-      state.length = length_;
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+      caches[i].k = k_ + i * layer_elements_;
+      caches[i].v = v_ + i * layer_elements_;
+      states.push_back(all_layers.layer(static_cast<int>(i), capacity));
     }
   }
 
-  std::int32_t* step() const { return step_; }
+  /// Whether one set of kept keys serves the whole model: it is known only after its last layer.
+  bool one_set() const {
+    return evicts && policy.granularity == waterweight::h2o_granularity::per_model;
+  }
+
+  /// Whether heads share a set of kept keys: then eviction is a launch of its own.
+  bool shares_kept_keys() const {
+    return evicts && policy.granularity != waterweight::h2o_granularity::per_head;
+  }
+
+  std::int32_t* step() const { return all_layers.step; }
 
  private:
-  std::int32_t* step_ = nullptr;    ///< [batch]
-  std::int32_t* length_ = nullptr;  ///< [batch]
+  T* k_ = nullptr;  ///< [layers, batch, heads, capacity, head_dim]
+  T* v_ = nullptr;  ///< the same
+  std::size_t layer_elements_ = 0;
 };
 
 /// The three parts of a fused [batch, tokens, heads, 3, head_dim] buffer; `part` 0: q, 1: k, 2: v.

@@ -8,27 +8,52 @@
 #include <string>
 #include <vector>
 
+#include <waterweight/types.hpp>
+
 #include "examples/pythia/io/config.hpp"
 
 namespace pythia {
 
 enum class WeightType { fp16, int8 };  // fp16 stands for the 16-bit activation type
-enum class KvType { full, h2o };
+
+/// Which keys the cache keeps when it runs out of room.
+enum class Policy {
+  full,       ///< all: it never runs out
+  h2o,        ///< sinks, recent tokens, and the keys with the most accumulated attention
+  streaming,  ///< sinks and recent tokens (StreamingLLM)
+  window,     ///< recent tokens
+  random,     ///< as h2o, but a random draw stands in for the accumulated attention
+};
+
 enum class ActivationType { fp16, bf16 };  // the host path computes in fp32 whatever this says
 enum class DeviceType { cpu, cuda };
 
 struct EngineOptions {
   WeightType weights = WeightType::fp16;
-  KvType kv = KvType::full;
+  Policy policy = Policy::full;
   ActivationType activations = ActivationType::fp16;
   DeviceType device = DeviceType::cuda;
   int batch_size = 1;
   int max_tokens = 2048;  ///< prompt + generated, the slots of a full cache
   int max_prompt = 0;     ///< longest prompt or fully scored window; 0: max_tokens
-  int sinks = 0;          ///< H2O budget, used when kv is h2o
+
+  // The policies that evict. window and streaming keep no heavy hitters, window no sinks; random
+  // needs recent >= 1: a token has no draw yet in its own step.
+  int sinks = 0;
   int heavy = 252;
   int recent = 252;
+  int evict_every = 1;  ///< decoded tokens from one eviction to the next
+  waterweight::h2o_granularity granularity = waterweight::h2o_granularity::per_head;
+  std::uint64_t policy_seed = 0;  ///< of random's draws
 };
+
+/// The options, unless they are impossible: then an Error is thrown.
+EngineOptions checked(const EngineOptions& options);
+
+/// What the options mean to the library, for a policy that evicts.
+inline waterweight::h2o_policy eviction_policy(const EngineOptions& options) {
+  return {options.sinks, options.heavy, options.recent, options.evict_every, options.granularity};
+}
 
 struct SamplingOptions {
   float temperature = 0.0f;  ///< 0: greedy
@@ -45,7 +70,7 @@ struct Scores {
   std::vector<float> last_logits;    ///< [vocab_size] after the last token
 };
 
-/// One sequence's H2O bookkeeping in one layer, for tests: slots in ascending position per head.
+/// One sequence's bookkeeping in one layer, for tests: slots in ascending position per head.
 struct CacheSnapshot {
   std::vector<std::vector<std::int32_t>> positions;  ///< [heads][kept]
   std::vector<std::vector<float>> scores;            ///< [heads][kept]
@@ -60,13 +85,13 @@ class Engine {
   /// Largest device memory in use so far, bytes; 0 on the host.
   virtual std::size_t peak_device_bytes() const = 0;
 
-  /// Full causal attention over one window, whatever the KV mode. nll[i] is of ids[i + 1]; argmax
+  /// Full causal attention over one window, whatever the policy. nll[i] is of ids[i + 1]; argmax
   /// has ids.size() entries, one per position.
   virtual Scores score(const std::vector<std::int32_t>& ids) = 0;
 
-  /// Prefills `prefill_len` tokens, then decodes the rest teacher-forced in this engine's KV mode.
-  /// Scores only the decoded tokens: nll has ids.size() - prefill_len entries, the first is that of
-  /// ids[prefill_len]. argmax matches it entry by entry.
+  /// Prefills `prefill_len` tokens, then decodes the rest teacher-forced under this engine's
+  /// policy. Scores only the decoded tokens: nll has ids.size() - prefill_len entries, the first is
+  /// that of ids[prefill_len]. argmax matches it entry by entry.
   virtual Scores score_decoded(const std::vector<std::int32_t>& ids, int prefill_len) = 0;
 
   /// Prefills one prompt per sequence (as many as batch_size) and samples one token from each.

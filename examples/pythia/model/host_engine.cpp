@@ -16,26 +16,6 @@ namespace {
 
 constexpr std::int64_t kLogitRows = 64;  // rows of logits held at once while scoring a window
 
-void check_at_least(const char* name, int value, int least) {
-  if (value >= least) return;
-  throw Error(std::string(name) + ": expected at least " + std::to_string(least) + ", found " +
-              std::to_string(value));
-}
-
-EngineOptions checked(const EngineOptions& options) {
-  check_at_least("batch_size", options.batch_size, 1);
-  check_at_least("max_tokens", options.max_tokens, 1);
-  check_at_least("sinks", options.sinks, 0);
-  check_at_least("heavy", options.heavy, 0);
-  check_at_least("recent", options.recent, 0);
-  const std::int64_t budget = std::int64_t{options.sinks} + options.heavy + options.recent;
-  if (options.kv == KvType::h2o && (budget < 1 || budget > 1 << 24)) {
-    throw Error("H2O budget (sinks + heavy + recent): expected 1 to 16777216 keys, found " +
-                std::to_string(budget));
-  }
-  return options;
-}
-
 /// The constant view of a view.
 waterweight::heads_view<const float> constant(const waterweight::heads_view<float>& view) {
   return {view.data,     view.batch,        view.tokens,       view.heads,
@@ -83,7 +63,7 @@ waterweight::rotary_view HostEngine::rotary() const {
 std::vector<float> HostEngine::prefill(const std::vector<std::int32_t>& ids, int sequence,
                                        Keep keep) {
   const int tokens = static_cast<int>(ids.size());
-  const bool scored = keep == Keep::in_cache && cache_.h2o();
+  const bool scored = keep == Keep::in_cache && cache_.evicts();
   std::vector<float> column_sums(scored ? ids.size() * config_.num_heads : 0);
   return model_.forward(ids, [&](int layer, float* qkv, float* out) {
     const QkvViews views = qkv_views(qkv, 1, tokens);
@@ -108,7 +88,7 @@ std::vector<float> HostEngine::prefill(const std::vector<std::int32_t>& ids, int
 std::vector<float> HostEngine::decode(const std::vector<std::int32_t>& ids) {
   const int sequences = static_cast<int>(ids.size());
   for (int b = 0; b < sequences; ++b) {
-    if (cache_.h2o() || cache_.step(b) < options_.max_tokens) continue;
+    if (cache_.evicts() || cache_.step(b) < options_.max_tokens) continue;
     throw Error("sequence " + std::to_string(b) + ": the context of " +
                 std::to_string(options_.max_tokens) +
                 " tokens is full; only --kv h2o decodes past it");

@@ -1,128 +1,143 @@
-// H2O on the slots of a cache, on the host: what the device kernels do, step by step. All pointers
-// of the views are host memory here.
-//
-// Scores are fp32. A NaN score ranks below every number, so the key it belongs to leaves first; a
-// protected key (a sink, or one of the last `recent` positions) never leaves, whatever its score.
+// H2O decoding on the slots of a cache, on the host: what the device kernels do, step by step. All
+// pointers of the views are host memory here.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include <waterweight/reference/access.hpp>
 #include <waterweight/reference/attention.hpp>
+#include <waterweight/reference/h2o_select.hpp>
 #include <waterweight/reference/rotary.hpp>
 #include <waterweight/types.hpp>
 
 WATERWEIGHT_NAMESPACE_BEGIN
 namespace reference {
 
-/// Whether key a leaves the cache before key b: the lower score does, NaN below all; on a tie the
-/// lower position does.
-inline bool leaves_before(float score_a, std::int32_t position_a, float score_b,
-                          std::int32_t position_b) {
-  const float lowest = -std::numeric_limits<float>::infinity();
-  const float a = std::isnan(score_a) ? lowest : score_a;
-  const float b = std::isnan(score_b) ? lowest : score_b;
-  return a != b ? a < b : position_a < position_b;
-}
-
-/// Whether a key must stay while the token at `step` is the newest one: a sink, or among the last
-/// `recent` positions.
-inline bool is_protected(std::int32_t position, std::int32_t step, const h2o_policy& policy) {
-  return position < policy.sinks || position > step - policy.recent;
-}
-
-/// The positions a prompt of `length` tokens keeps, ascending: all of them within the policy, else
-/// the sinks, the last `recent`, and of the rest the `heavy` that leave last. score [length].
-template <class S>
-std::vector<std::int32_t> select_positions(const S* score, int length, const h2o_policy& policy) {
-  std::vector<std::int32_t> kept;
-  if (length <= policy.sinks + policy.heavy + policy.recent) {
-    for (int i = 0; i < length; ++i) kept.push_back(i);
-    return kept;
+/// Adds `mass` [live] to the scores of one head and enters the token: its slot's score starts from
+/// 0, its position is step[b].
+template <class Acc>
+void add_mass(const std::vector<Acc>& mass, int b, std::int64_t head, int capacity,
+              h2o_state_view state) {
+  const std::int64_t first = head * capacity, fresh = first + state.free_slot[head];
+  state.position[fresh] = state.step[b];
+  state.score[fresh] = 0;
+  for (std::size_t slot = 0; slot < mass.size(); ++slot) {
+    float& score = state.score[first + static_cast<std::int64_t>(slot)];
+    score = static_cast<float>(score + mass[slot]);
   }
-  std::vector<std::int32_t> rest;
-  for (int i = 0; i < length; ++i) {
-    (is_protected(i, length - 1, policy) ? kept : rest).push_back(i);
-  }
-  const auto stays_before = [&](std::int32_t a, std::int32_t b) {
-    return leaves_before(static_cast<float>(score[b]), b, static_cast<float>(score[a]), a);
-  };
-  std::partial_sort(rest.begin(), rest.begin() + policy.heavy, rest.end(), stays_before);
-  kept.insert(kept.end(), rest.begin(), rest.begin() + policy.heavy);
-  std::sort(kept.begin(), kept.end());
-  return kept;
 }
 
-/// Moves a prefilled prompt into the slots of one layer, dropping what exceeds the policy.
-///
-/// k, v [batch, tokens, kv_heads, head_dim], k after rotary embedding
-/// column_sums [batch, kv_heads, tokens] the prompt's scores (see causal_attention); unused, and
-/// may be
-///      null, where state.score is null
-/// lengths [batch] prompt lengths in [1, tokens]; null: all are `tokens`
-/// cache   [batch, kv_heads, capacity, head_dim]; slots 0.. are filled in ascending position, the
-/// others
-///      left as they are
-/// state   score and position of the filled slots; position -1 in the others; free_slot = length =
-/// the
-///      number kept; step = the prompt's length. With a null score every key is kept.
-/// Needs cache.capacity > the number kept (policy.capacity() is enough).
-template <class K, class V, class S, class C>
-void h2o_select_and_compact(heads_view<K> k, heads_view<V> v, const S* column_sums,
-                            const std::int32_t* lengths, const h2o_policy& policy,
-                            kv_cache_view<C> cache, h2o_state_view state) {
-  for (int b = 0; b < cache.batch; ++b) {
-    const int length = lengths ? lengths[b] : k.tokens;
-    int count = 0;
-    for (int h = 0; h < cache.kv_heads; ++h) {
-      const std::int64_t head = std::int64_t{b} * cache.kv_heads + h;
-      const S* score = column_sums ? column_sums + head * k.tokens : nullptr;
-      const h2o_policy all{0, length, 0};
-      const std::vector<std::int32_t> kept =
-          select_positions(score, length, state.score ? policy : all);
-      count = static_cast<int>(kept.size());
-      for (int slot = 0; slot < cache.capacity; ++slot) {
-        const std::int64_t index = head * cache.capacity + slot;
-        if (state.position) state.position[index] = slot < count ? kept[slot] : -1;
-        if (slot >= count) continue;
-        if (state.score) state.score[index] = static_cast<float>(score[kept[slot]]);
-        const K* key = head_data(k, b, kept[slot], h);
-        const V* value = head_data(v, b, kept[slot], h);
-        for (int d = 0; d < cache.head_dim; ++d) {
-          cache.k[index * cache.head_dim + d] = static_cast<C>(widen<double>(key[d]));
-          cache.v[index * cache.head_dim + d] = static_cast<C>(widen<double>(value[d]));
+/// h2o_accumulate_scores of h2o.cuh, from probabilities [batch * heads, capacity].
+template <class Acc, class P>
+void h2o_accumulate_scores(matrix_view<P> probabilities, int batch, int kv_heads,
+                           h2o_state_view state) {
+  const std::int64_t group = probabilities.rows / (std::int64_t{batch} * kv_heads);
+  const int capacity = static_cast<int>(probabilities.cols);
+  for (int b = 0; b < batch; ++b) {
+    for (std::int64_t head = std::int64_t{b} * kv_heads; head < std::int64_t{b + 1} * kv_heads;
+         ++head) {
+      std::vector<Acc> mass(static_cast<std::size_t>(state.length[b]) + 1, Acc(0));
+      for (std::int64_t row = head * group; row < (head + 1) * group; ++row) {
+        for (std::size_t slot = 0; slot < mass.size(); ++slot) {
+          mass[slot] += widen<Acc>(
+              probabilities.data[row * probabilities.ld + static_cast<std::int64_t>(slot)]);
         }
       }
-      state.free_slot[head] = count;
+      add_mass(mass, b, head, capacity, state);
     }
-    state.length[b] = count;
-    state.step[b] = length;
   }
 }
 
-/// Frees one of the `live` slots of a head when it is full: the unprotected one that leaves first.
-/// Otherwise the next empty slot becomes the free one. `score`, `position` point at the head's
-/// slots.
-inline void h2o_evict(const float* score, std::int32_t* position, std::int32_t* free_slot, int live,
-                      int capacity, std::int32_t step, const h2o_policy& policy) {
-  if (live < capacity) {
-    *free_slot = live;
-    return;
-  }
-  int victim = -1;
-  for (int slot = 0; slot < live; ++slot) {
-    if (is_protected(position[slot], step, policy)) continue;
-    if (victim < 0 || leaves_before(score[slot], position[slot], score[victim], position[victim])) {
-      victim = slot;
+/// The same from rotated queries [batch, 1, heads, head_dim] and their log-sum-exp [batch, heads].
+template <class Acc, class Q, class C>
+void h2o_accumulate_scores(heads_view<Q> q, const float* lse, kv_cache_view<C> cache,
+                           h2o_state_view state) {
+  const int group = q.heads / cache.kv_heads;
+  const Acc scale = Acc(1) / std::sqrt(static_cast<Acc>(q.head_dim));
+  for (int b = 0; b < cache.batch; ++b) {
+    for (int h = 0; h < cache.kv_heads; ++h) {
+      const std::int64_t head = std::int64_t{b} * cache.kv_heads + h;
+      const C* keys = cache.k + head * cache.capacity * cache.head_dim;
+      std::vector<Acc> mass(static_cast<std::size_t>(state.length[b]) + 1, Acc(0));
+      for (int g = h * group; g < (h + 1) * group; ++g) {
+        for (std::size_t slot = 0; slot < mass.size(); ++slot) {
+          const C* key = keys + static_cast<std::int64_t>(slot) * cache.head_dim;
+          const Acc logit = scale * dot<Acc>(head_data(q, b, 0, g), key, cache.head_dim);
+          mass[slot] += std::exp(logit - static_cast<Acc>(lse[std::int64_t{b} * q.heads + g]));
+        }
+      }
+      add_mass(mass, b, head, cache.capacity, state);
     }
   }
-  position[victim] = -1;
-  *free_slot = victim;
+}
+
+/// Moves the survivors among slots [length, live) of one head into the holes below, both in the
+/// order of slots, and empties [length, live). cache and state: of the head's layer.
+template <class C>
+void close_gaps(kv_cache_view<C> cache, h2o_state_view state, std::int64_t head, int length,
+                int live) {
+  const std::int64_t first = head * cache.capacity;
+  std::int64_t hole = first;
+  for (std::int64_t slot = first + length; slot < first + live; ++slot) {
+    if (state.position[slot] < 0) continue;
+    while (state.position[hole] >= 0) ++hole;
+    std::copy_n(cache.k + slot * cache.head_dim, cache.head_dim, cache.k + hole * cache.head_dim);
+    std::copy_n(cache.v + slot * cache.head_dim, cache.head_dim, cache.v + hole * cache.head_dim);
+    state.score[hole] = state.score[slot];
+    state.position[hole] = state.position[slot];
+    state.position[slot] = -1;
+  }
+}
+
+/// Evicts from the heads of sequence b that keep the same keys, when they are full; otherwise the
+/// next empty slot becomes their free one. The victims' scores stay where they were.
+template <class C>
+void evict_set(const std::vector<layer_head>& set, int b, const h2o_policy& policy,
+               kv_cache_view<C> cache, h2o_state_view state) {
+  const int live = state.length[b] + 1, count = policy.evict_every;
+  const auto row = [&](const layer_head& at) { return std::int64_t{b} * cache.kv_heads + at.head; };
+  const auto layer = [&](const layer_head& at) { return state.layer(at.layer, cache.capacity); };
+  if (live < policy.capacity()) {
+    for (const layer_head& at : set) layer(at).free_slot[row(at)] = live;
+    return;
+  }
+  const std::vector<float> deciding = deciding_scores(
+      set, live, [&](const layer_head& at) { return layer(at).score + row(at) * cache.capacity; });
+  const std::int32_t* position = layer(set[0]).position + row(set[0]) * cache.capacity;
+  std::vector<int> candidates;
+  for (int slot = 0; slot < live; ++slot) {
+    if (!is_protected(position[slot], state.step[b], policy)) candidates.push_back(slot);
+  }
+  std::partial_sort(candidates.begin(), candidates.begin() + count, candidates.end(),
+                    [&](int a, int c) {
+                      return leaves_before(deciding[a], position[a], deciding[c], position[c]);
+                    });
+  for (const layer_head& at : set) {
+    h2o_state_view one = layer(at);
+    for (int i = 0; i < count; ++i) one.position[row(at) * cache.capacity + candidates[i]] = -1;
+    one.free_slot[row(at)] = count == 1 ? candidates[0] : live - count;
+    if (count == 1) continue;
+    const std::int64_t before = at.layer * state.layer_stride * cache.capacity * cache.head_dim;
+    kv_cache_view<C> own = cache;
+    own.k += before;
+    own.v += before;
+    close_gaps(own, one, row(at), live - count, live);
+  }
+}
+
+/// h2o_evict of h2o.cuh: all layers that `state` covers; `cache` is the first one's.
+template <class C>
+void h2o_evict(kv_cache_view<C> cache, h2o_state_view state, const h2o_policy& policy) {
+  for (int b = 0; b < cache.batch; ++b) {
+    const h2o_policy own = sequence_policy(state, policy, b);
+    for (const auto& set : keep_sets(policy.granularity, state.layers, cache.kv_heads)) {
+      evict_set(set, b, own, cache, state);
+    }
+  }
 }
 
 /// h2o_decode_attention of one (sequence b, KV head): heads share nothing, so a caller may run them
@@ -148,7 +163,6 @@ void h2o_decode_head(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
     cache.v[fresh * head_dim + d] = static_cast<C>(widen<Acc>(new_value[d]));
   }
   if (state.position) state.position[fresh] = step;
-  if (state.score) state.score[fresh] = 0;
 
   const Acc scale = Acc(1) / std::sqrt(static_cast<Acc>(head_dim));
   std::vector<Acc> query(static_cast<std::size_t>(head_dim));
@@ -174,11 +188,10 @@ void h2o_decode_head(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
     state.free_slot[head] = live;
     return;
   }
-  for (int slot = 0; slot < live; ++slot) {
-    state.score[first + slot] = static_cast<float>(state.score[first + slot] + mass[slot]);
+  add_mass(mass, b, head, cache.capacity, state);
+  if (policy.granularity == h2o_granularity::per_head) {
+    evict_set({{0, kv_head}}, b, sequence_policy(state, policy, b), cache, state);
   }
-  h2o_evict(state.score + first, state.position + first, state.free_slot + head, live,
-            cache.capacity, step, policy);
 }
 
 /// One decoded token of every sequence in one layer.
@@ -188,12 +201,11 @@ void h2o_decode_head(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
 /// For each sequence and KV head: rotates q and k_new at the absolute position step[b]; writes k,
 /// v, position and score 0 into free_slot; attends over the slots [0, length[b] + 1) with scale
 /// 1/sqrt(head_dim); adds each slot's final probability, summed over the group's query heads, to
-/// its score; and, if the slots are full (length[b] + 1 == capacity), evicts the unprotected slot
-/// that leaves first: its position becomes -1 and it is the free slot. Otherwise the next empty
-/// slot is. step and length stay: h2o_advance moves them once all layers have run. With state.score
-/// null: plain attention, nothing is evicted, policy is ignored and position may be null; the
-/// caller stops before length[b] reaches capacity. Needs length[b] < capacity, and sinks + recent <
-/// capacity for a victim to exist.
+/// its score; and, if each head keeps its own keys, evicts as h2o_evict does. step and length stay:
+/// h2o_advance moves them once all layers have run. With state.score null: plain attention, nothing
+/// is evicted, policy is ignored and position may be null; the caller stops before length[b]
+/// reaches capacity. Needs length[b] < capacity and, but for plain attention, capacity ==
+/// policy.capacity().
 template <class Acc, class Q, class K, class V, class C, class Out>
 void h2o_decode_attention(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_new,
                           const rotary_view& rotary, const h2o_policy& policy,
@@ -205,11 +217,14 @@ void h2o_decode_attention(heads_view<Q> q, heads_view<K> k_new, heads_view<V> v_
   }
 }
 
-/// After all layers of a token: step += 1, length = min(length + 1, capacity - 1), per sequence.
-inline void h2o_advance(std::int32_t* step, std::int32_t* length, int batch, int capacity) {
+/// After all layers of a token, per sequence: step += 1; length += 1, or, where it became full,
+/// what the eviction left. policy: h2o_policy{} for plain attention.
+inline void h2o_advance(h2o_state_view state, int batch, int capacity, const h2o_policy& policy) {
   for (int b = 0; b < batch; ++b) {
-    ++step[b];
-    length[b] = std::min(length[b] + 1, capacity - 1);
+    const int full = state.capacity_of ? sequence_policy(state, policy, b).capacity() : capacity;
+    const int live = state.length[b] + 1;
+    state.length[b] = live < full ? live : live - policy.evict_every;
+    ++state.step[b];
   }
 }
 

@@ -190,7 +190,8 @@ TEST_F(EvalRefusal, LengthsThatContradictEachOther) {
   expect_refusal(evaluate("[1, 2, 3]", {"--window-len", "4", "--stride", "5"}),
                  {"--stride", "4", "5"});
   expect_refusal(evaluate("[1, 2, 3]", {"--window-len", "4096"}), {"--window-len", "2048"});
-  expect_refusal(evaluate("[1, 2, 3]", {"--prefill_len", "2"}), {"--prefill_len", "h2o"});
+  expect_refusal(evaluate("[1, 2, 3]", {"--prefill_len", "3"}), {"--prefill_len", "3"});
+  expect_refusal(evaluate("[1, 2, 3]", {"--max-windows", "0"}), {"--max-windows"});
   expect_refusal(evaluate("[1, 2, 3]", {"--kv", "h2o", "--window-len", "8", "--prefill_len", "8"}),
                  {"--prefill_len", "8"});
   expect_refusal(evaluate("[1, 2, 3]", {"--kv", "h2o", "--window", "0", "--h2o_hh", "0"}),

@@ -15,15 +15,15 @@ using cuda_test::CudaEngineTest;
 using cuda_test::Ids;
 using cuda_test::with;
 using pythia::EngineOptions;
-using pythia::KvType;
+using pythia::Policy;
 using pythia::SamplingOptions;
 using pythia::Scores;
 using pythia::WeightType;
 using test_support::expect_error;
 
 const std::vector<EngineOptions> kModes = {
-    with(WeightType::fp16, KvType::full), with(WeightType::int8, KvType::full),
-    with(WeightType::fp16, KvType::h2o), with(WeightType::int8, KvType::h2o)};
+    with(WeightType::fp16, Policy::full), with(WeightType::int8, Policy::full),
+    with(WeightType::fp16, Policy::h2o), with(WeightType::int8, Policy::h2o)};
 
 Ids golden_prompt() { return host_test::golden("tiny_neox_logits.json")[0]["input_ids"]; }
 

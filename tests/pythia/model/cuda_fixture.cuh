@@ -30,10 +30,10 @@ inline std::unique_ptr<pythia::Engine> engine(const std::filesystem::path& dir,
   return pythia::make_cuda_engine({dir, ""}, options);
 }
 
-inline pythia::EngineOptions with(pythia::WeightType weights, pythia::KvType kv) {
+inline pythia::EngineOptions with(pythia::WeightType weights, pythia::Policy policy) {
   pythia::EngineOptions options;
   options.weights = weights;
-  options.kv = kv;
+  options.policy = policy;
   return options;
 }
 

@@ -17,7 +17,7 @@ using cuda_test::with;
 using nlohmann::json;
 using pythia::ActivationType;
 using pythia::EngineOptions;
-using pythia::KvType;
+using pythia::Policy;
 using pythia::Scores;
 using pythia::WeightType;
 
@@ -78,7 +78,7 @@ TEST_F(CudaGolden, Bf16IsCloseForEveryModel) {
 
 TEST_F(CudaGolden, Int8IsWithinOnePerCentOfFp16) {
   const auto fp16 = cuda_test::engine(host_test::tiny_neox());
-  const auto int8 = cuda_test::engine(host_test::tiny_neox(), with(WeightType::int8, KvType::full));
+  const auto int8 = cuda_test::engine(host_test::tiny_neox(), with(WeightType::int8, Policy::full));
   for (const json& expected : host_test::golden("tiny_neox_logits.json")) {
     const double reference = host_test::mean(fp16->score(expected["input_ids"]).nll);
     const double found = host_test::mean(int8->score(expected["input_ids"]).nll);
@@ -126,7 +126,7 @@ void compare_kept(const pythia::Engine& engine, const json& expected) {
 
 TEST_F(CudaGolden, H2oCases) {
   for (const json& expected : host_test::golden("h2o_cases.json")) {
-    EngineOptions options = with(WeightType::fp16, KvType::h2o);
+    EngineOptions options = with(WeightType::fp16, Policy::h2o);
     options.recent = expected["recent"];
     options.heavy = expected["heavy"];
     options.sinks = expected["sinks"];

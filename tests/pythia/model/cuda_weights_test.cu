@@ -125,7 +125,7 @@ TEST_F(CudaWeightsTest, AnInt8CheckpointEqualsQuantizingAtLoad) {
                                 pythia::reference_row_quantizer(), source.dir,
                                 dir.path() / "model.safetensors", [](std::int64_t) {});
   std::filesystem::copy(source.dir / "config.json", dir.path());
-  const auto options = cuda_test::with(WeightType::int8, pythia::KvType::full);
+  const auto options = cuda_test::with(WeightType::int8, pythia::Policy::full);
   const auto from_checkpoint = cuda_test::engine(dir.path(), options);
   const auto at_load = cuda_test::engine(source.dir, options);
   const cuda_test::Ids ids = cuda_test::arbitrary_ids(80, config.vocab_size, 5);

@@ -14,7 +14,7 @@ namespace {
 
 using host_test::Ids;
 using pythia::EngineOptions;
-using pythia::KvType;
+using pythia::Policy;
 using pythia::SamplingOptions;
 using test_support::expect_error;
 
@@ -24,9 +24,9 @@ std::unique_ptr<pythia::Engine> engine(const EngineOptions& options = {}) {
   return host_test::engine(test_support::data_path(kModel), options);
 }
 
-EngineOptions with_kv(KvType kv) {
+EngineOptions with_policy(Policy policy) {
   EngineOptions options;
-  options.kv = kv;
+  options.policy = policy;
   options.sinks = 1;
   options.heavy = 4;
   options.recent = 5;
@@ -50,8 +50,8 @@ SamplingOptions warm(std::uint64_t seed) {
 TEST(HostEngine, ARaggedBatchGivesEachSequenceWhatItGetsAlone) {
   const std::vector<Ids> prompts{counting(3, 1), counting(50, 9), counting(90, 10),
                                  counting(4, 31)};
-  for (const KvType kv : {KvType::full, KvType::h2o}) {
-    EngineOptions options = with_kv(kv);
+  for (const Policy policy : {Policy::full, Policy::h2o}) {
+    EngineOptions options = with_policy(policy);
     const auto alone = engine(options);
     options.batch_size = static_cast<int>(prompts.size());
     const auto batch = engine(options);
@@ -77,7 +77,7 @@ TEST(HostEngine, ARaggedBatchGivesEachSequenceWhatItGetsAlone) {
 TEST(HostEngine, TheResultDoesNotDependOnTheThreads) {
   const pythia::ModelSource source{test_support::data_path(kModel), ""};
   const pythia::Config config = pythia::source_config(source);
-  const EngineOptions options = with_kv(KvType::h2o);
+  const EngineOptions options = with_policy(Policy::h2o);
   const Ids ids = counting(1, 120);
   std::vector<pythia::Scores> scores;
   for (const int threads : {1, 2, 5}) {
@@ -184,7 +184,7 @@ TEST(HostEngine, BadInputIsRefused) {
 
 TEST(HostEngine, ImpossibleOptionsAreRefused) {
   const auto refuse = [](int EngineOptions::*field, int value, const std::string& name) {
-    EngineOptions options = with_kv(KvType::h2o);
+    EngineOptions options = with_policy(Policy::h2o);
     options.*field = value;
     expect_error([&] { engine(options); }, {name, std::to_string(value)});
   };
@@ -193,7 +193,7 @@ TEST(HostEngine, ImpossibleOptionsAreRefused) {
   refuse(&EngineOptions::sinks, -1, "sinks");
   refuse(&EngineOptions::heavy, -3, "heavy");
   refuse(&EngineOptions::recent, -7, "recent");
-  EngineOptions nothing = with_kv(KvType::h2o);
+  EngineOptions nothing = with_policy(Policy::h2o);
   nothing.sinks = nothing.heavy = nothing.recent = 0;
   expect_error([&] { engine(nothing); }, {"H2O budget", "found 0"});
 }

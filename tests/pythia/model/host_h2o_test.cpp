@@ -17,7 +17,7 @@ using pythia::Scores;
 
 EngineOptions h2o(int sinks, int heavy, int recent) {
   EngineOptions options;
-  options.kv = pythia::KvType::h2o;
+  options.policy = pythia::Policy::h2o;
   options.sinks = sinks;
   options.heavy = heavy;
   options.recent = recent;
