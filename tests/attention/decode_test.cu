@@ -68,7 +68,7 @@ class DecodeTest : public test::GpuTest {
       reference::h2o_decode_attention<double>(run.q.token(t), run.k.token(t), run.v.token(t),
                                               run.host_rotary(), budget, expected_cache,
                                               expected_state, expected);
-      reference::h2o_advance(expected_state.step, expected_state.length, s.batch, capacity);
+      reference::h2o_advance(expected_state, s.batch, capacity, budget);
       const auto want_score = layer.score;
       const auto want_position = layer.position, want_free = layer.free_slot;
       const auto want_step = layer.step, want_length = layer.length;

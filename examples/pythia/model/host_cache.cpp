@@ -65,8 +65,7 @@ void HostCache::decode(ThreadPool& pool, int layer, const QkvViews& qkv,
 }
 
 void HostCache::advance(int sequences) {
-  reference::h2o_advance({nullptr, nullptr, nullptr, step_.data(), length_.data()}, sequences,
-                         capacity_, budget_);
+  reference::h2o_advance(state(layers_.front(), 0), sequences, capacity_, budget_);
 }
 
 CacheSnapshot HostCache::snapshot(int sequence, int layer) const {
