@@ -1,5 +1,4 @@
-// h2o_accumulate_scores, from probabilities and from (q, k, log-sum-exp), against the reference;
-// and a decode step put together from the parts against the fused one.
+// h2o_accumulate_scores, from probabilities and from (q, k, log-sum-exp), against the reference.
 #include "tests/support/cache_harness.cuh"
 
 namespace {
