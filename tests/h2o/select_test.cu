@@ -1,4 +1,5 @@
-// h2o_select_and_compact against the reference: the choice is exact, ties included.
+// h2o_select, h2o_compact and both in one against the reference: the choice is exact, ties
+// included.
 #include "tests/support/cache_harness.cuh"
 
 namespace {
@@ -11,13 +12,15 @@ class SelectTest : public test::GpuTest {
  protected:
   void check(int batch, int kv_heads, int head_dim, int tokens,
              const std::vector<std::int32_t>& lengths, const h2o_policy& budget,
-             const std::vector<float>& sums, std::mt19937& generator) {
+             const std::vector<float>& sums, std::mt19937& generator,
+             const std::vector<std::int32_t>& bounds = {}) {
     SCOPED_TRACE(::testing::Message() << "tokens " << tokens << " budget " << budget.sinks << "+"
                                       << budget.heavy << "+" << budget.recent);
     test::Heads<T> k(batch, tokens, kv_heads, head_dim), v(batch, tokens, kv_heads, head_dim);
     k.fill(generator);
     v.fill(generator);
     test::CacheHarness<T> layer(batch, kv_heads, kv_heads, budget.capacity(), head_dim, true);
+    if (!bounds.empty()) layer.bound(bounds);
     layer.download();
     reference::h2o_select_and_compact(k.view(), v.view(), sums.data(),
                                       lengths.empty() ? nullptr : lengths.data(), budget,
@@ -34,7 +37,7 @@ class SelectTest : public test::GpuTest {
                              return waterweight::h2o_select_and_compact(
                                  k.device(), v.device(), d_sums.data(),
                                  lengths.empty() ? nullptr : d_lengths.data(), layer.cache(),
-                                 layer.state(), budget, {}, stream);
+                                 layer.state(), budget, layer.workspace(), stream);
                            },
                            [&](int) {
                              layer.download();
@@ -65,6 +68,8 @@ class SelectTest : public test::GpuTest {
     return sums;
   }
 };
+
+class SelectModelTest : public test::GpuTest {};
 
 using ElementTypes = ::testing::Types<__half, __nv_bfloat16>;
 TYPED_TEST_SUITE(SelectTest, ElementTypes);
@@ -101,12 +106,99 @@ TYPED_TEST(SelectTest, RaggedLengths) {
               this->random_sums(4 * 2 * 120, 0, generator), generator);
 }
 
+TYPED_TEST(SelectTest, OneSetPerLayerSeveralAtOnceAndBounds) {
+  std::mt19937 generator(46);
+  constexpr auto layer = waterweight::h2o_granularity::per_layer;
+  this->check(2, 3, 64, 90, {90, 40}, {2, 20, 9, 1, layer},
+              this->random_sums(2 * 3 * 90, 9, generator), generator);
+  this->check(2, 2, 64, 90, {90, 31}, {2, 20, 9, 7}, this->random_sums(2 * 2 * 90, 9, generator),
+              generator);
+  this->check(4, 2, 64, 90, {90, 90, 14, 90}, {2, 20, 9, 2, layer},
+              this->random_sums(4 * 2 * 90, 9, generator), generator, {15, 0, 15, 1000});
+}
+
 TYPED_TEST(SelectTest, NaNScoresLeaveFirst) {
   std::mt19937 generator(45);
   auto sums = this->random_sums(200, 0, generator);
   for (int i = 0; i < 200; i += 3) sums[static_cast<std::size_t>(i)] = NAN;
   this->check(1, 1, 64, 200, {}, {0, 60, 20}, sums, generator);
   this->check(1, 1, 64, 200, {}, {0, 150, 20}, sums, generator);
+}
+
+/// All layers at once, by the sums over the whole model, then row by row into each layer's slots.
+TEST_F(SelectModelTest, OneSetForAllLayers) {
+  std::mt19937 generator(47);
+  const h2o_policy policies[] = {
+      {2, 20, 9, 1, waterweight::h2o_granularity::per_model},
+      {0, 30, 10, 6, waterweight::h2o_granularity::per_model},
+      {1, 30, 10, 2, waterweight::h2o_granularity::per_layer},
+      {1, 30, 10, 2, waterweight::h2o_granularity::per_head},
+  };
+  for (const h2o_policy& policy : policies) {
+    const int layers = 11, batch = 2, kv_heads = 3, tokens = 70, head_dim = 64;
+    const std::int64_t layer_stride = batch * kv_heads * tokens + 5;
+    const std::vector<std::int32_t> lengths{70, 33};
+    std::vector<float> sums(static_cast<std::size_t>(layers * layer_stride), NAN);
+    for (int l = 0; l < layers; ++l) {
+      for (int i = 0; i < batch * kv_heads * tokens; ++i) {
+        sums[static_cast<std::size_t>(l * layer_stride + i)] =
+            0.25f * static_cast<float>(test::random_int(0, 3, generator));
+      }
+    }
+    test::Heads<__half> k(layers * batch, tokens, kv_heads, head_dim);
+    test::Heads<__half> v(layers * batch, tokens, kv_heads, head_dim);
+    k.fill(generator);
+    v.fill(generator);
+    const auto layer_of = [&](waterweight::heads_view<__half> view, int l) {
+      view.data += l * batch * view.batch_stride;
+      view.batch = batch;
+      return view;
+    };
+    const int capacity = policy.capacity();
+    test::CacheHarness<__half> caches(batch, kv_heads, kv_heads, capacity, head_dim, true, layers);
+    test::DeviceBuffer<float> d_sums(sums);
+    test::DeviceBuffer<std::int32_t> d_lengths(lengths);
+    test::DeviceBuffer<float> scratch(
+        waterweight::h2o_workspace_bytes(policy, layers, batch, tokens) / sizeof(float) + 1);
+    scratch.upload(std::vector<float>(scratch.size(), 0.0f));
+    caches.download();
+    const auto view = [&](const float* data) {
+      return waterweight::h2o_score_view{data, batch, kv_heads, tokens, layers, layer_stride};
+    };
+    reference::h2o_select(view(sums.data()), lengths.data(), policy, capacity, caches.host_state());
+    for (int l = 0; l < layers; ++l) {
+      reference::h2o_compact(layer_of(k.view(), l), layer_of(v.view(), l),
+                             caches.host_state().layer(l, capacity).position, caches.host_cache(l));
+    }
+    const auto want_k = caches.k, want_v = caches.v;
+    const auto want_score = caches.score;
+    const auto want_position = caches.position, want_free = caches.free_slot;
+    const auto want_length = caches.length, want_step = caches.step;
+    const auto body = [&] {
+      cudaError_t status =
+          waterweight::h2o_select(view(d_sums.data()), d_lengths.data(), caches.state(), capacity,
+                                  policy, {scratch.data(), scratch.bytes()}, stream);
+      for (int l = 0; l < layers && status == cudaSuccess; ++l) {
+        status = waterweight::h2o_compact(layer_of(k.device(), l), layer_of(v.device(), l),
+                                          caches.state().layer(l, capacity).position,
+                                          caches.cache(l), stream);
+      }
+      return status;
+    };
+    run_eager_and_captured([&] { caches.empty(); }, body,
+                           [&](int) {
+                             caches.download();
+                             EXPECT_EQ(want_position, caches.position);
+                             EXPECT_EQ(want_free, caches.free_slot);
+                             EXPECT_EQ(want_length, caches.length);
+                             EXPECT_EQ(want_step, caches.step);
+                             EXPECT_EQ(want_score, caches.score);
+                             EXPECT_TRUE(test::same_bits(want_k, caches.k));
+                             EXPECT_TRUE(test::same_bits(want_v, caches.v));
+                             EXPECT_EQ(std::vector<float>(scratch.size(), 0.0f),
+                                       scratch.download());
+                           });
+  }
 }
 
 TEST(SelectArguments, AreCheckedBeforeAnyLaunch) {
@@ -134,6 +226,34 @@ TEST(SelectArguments, AreCheckedBeforeAnyLaunch) {
   auto state = scored;
   state.free_slot = nullptr;
   EXPECT_EQ(cudaErrorInvalidValue, call(numbers, cache, state));
+  state = plain;
+  state.capacity_of = integers;
+  EXPECT_EQ(cudaErrorInvalidValue, call(numbers, cache, state));
+  const auto with = [&](h2o_policy policy, waterweight::workspace ws) {
+    return waterweight::h2o_select_and_compact(k, k, numbers, nullptr, cache, scored, policy, ws,
+                                               nullptr);
+  };
+  constexpr auto layer = waterweight::h2o_granularity::per_layer;
+  constexpr auto model = waterweight::h2o_granularity::per_model;
+  EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 1, layer}, {}));
+  EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 1, layer}, {numbers, 15}));
+  EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 1, model}, {numbers, 64}));
+  EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 0}, {}));
+  const auto select = [&](waterweight::h2o_score_view scores, waterweight::h2o_state_view s) {
+    return waterweight::h2o_select(scores, nullptr, s, 4, budget, {}, nullptr);
+  };
+  EXPECT_EQ(cudaErrorInvalidValue, select({nullptr, 1, 2, 4}, scored));
+  EXPECT_EQ(cudaErrorInvalidValue, select({numbers, 1, 2, 0}, scored));
+  EXPECT_EQ(cudaErrorInvalidValue, select({numbers, 1, 2, 4}, plain));
+  EXPECT_EQ(cudaErrorInvalidValue, select({numbers, 1, 2, 4, 2, 8}, scored));
+  auto two = scored;
+  two.layers = 2;
+  two.layer_stride = 2;
+  EXPECT_EQ(cudaErrorInvalidValue, select({numbers, 1, 2, 4, 2, 7}, two));
+  two.layer_stride = 1;
+  EXPECT_EQ(cudaErrorInvalidValue, select({numbers, 1, 2, 4, 2, 8}, two));
+  EXPECT_EQ(cudaErrorInvalidValue, waterweight::h2o_compact(k, k, nullptr, cache, nullptr));
+  EXPECT_EQ(cudaErrorInvalidValue, waterweight::h2o_advance(scored, 0, 4, budget, nullptr));
 }
 
 }  // namespace

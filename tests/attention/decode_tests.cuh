@@ -1,48 +1,22 @@
-// The H2O decode step against the slot reference in fp64, step by step, and what H2O promises.
+// The H2O decode step against the slot reference in fp64, step by step, and what H2O promises. Each
+// element type has its own source file.
+#pragma once
+
 #include <algorithm>
 #include <set>
 
-#include "tests/support/cache_harness.cuh"
+#include "tests/attention/decode_fixture.cuh"
 
 namespace {
 
+using test::Shape;
 using waterweight::h2o_policy;
-using waterweight::rotary_view;
 namespace reference = waterweight::reference;
 
-struct Shape {
-  int batch, heads, kv_heads, head_dim;
-};
-
 template <class T>
-class DecodeTest : public test::GpuTest {
+class DecodeTest : public test::DecodeFixture<T> {
  protected:
-  /// Random tokens for `steps` steps and the outputs of the device.
-  struct Run {
-    Run(const Shape& s, int steps, std::mt19937& generator)
-        : q(s.batch, steps, s.heads, s.head_dim),
-          k(s.batch, steps, s.kv_heads, s.head_dim),
-          v(s.batch, steps, s.kv_heads, s.head_dim),
-          out(s.batch, steps, s.heads, s.head_dim),
-          inv_freq(test::inverse_frequencies(s.head_dim / 4)),
-          d_inv_freq(inv_freq) {
-      for (auto* input : {&q, &k, &v}) input->fill(generator);
-    }
-    rotary_view rotary() { return {d_inv_freq.data(), 2 * static_cast<int>(inv_freq.size())}; }
-    rotary_view host_rotary() { return {inv_freq.data(), 2 * static_cast<int>(inv_freq.size())}; }
-
-    test::Heads<T> q, k, v, out;
-    std::vector<float> inv_freq;
-    test::DeviceBuffer<float> d_inv_freq;
-  };
-
-  cudaError_t step(Run& run, test::CacheHarness<T>& layer, const h2o_policy& budget, int t) {
-    const cudaError_t status = waterweight::h2o_decode_attention(
-        device, run.q.device_token(t), run.k.device_token(t), run.v.device_token(t), run.rotary(),
-        layer.cache(), layer.state(), budget, run.out.device_token(t), layer.workspace(), stream);
-    if (status != cudaSuccess) return status;
-    return waterweight::h2o_advance(layer.state(), layer.batch, layer.capacity, budget, stream);
-  }
+  using typename test::DecodeFixture<T>::Run;
 
   /// Every step starts from the device's own state on both sides, so differences cannot pile up and
   /// each eviction is judged by the scores it was made from.
@@ -68,13 +42,13 @@ class DecodeTest : public test::GpuTest {
       reference::h2o_decode_attention<double>(run.q.token(t), run.k.token(t), run.v.token(t),
                                               run.host_rotary(), budget, expected_cache,
                                               expected_state, expected);
-      reference::h2o_advance(expected_state.step, expected_state.length, s.batch, capacity);
+      reference::h2o_advance(expected_state, s.batch, capacity, budget);
       const auto want_score = layer.score;
       const auto want_position = layer.position, want_free = layer.free_slot;
       const auto want_step = layer.step, want_length = layer.length;
 
-      ASSERT_CUDA(step(run, layer, budget, t));
-      ASSERT_CUDA(cudaStreamSynchronize(stream));
+      ASSERT_CUDA(this->step(run, layer, budget, t));
+      ASSERT_CUDA(cudaStreamSynchronize(this->stream));
       layer.download();
       run.out.download();
       EXPECT_EQ(want_step, layer.step);
@@ -115,10 +89,9 @@ class DecodeTest : public test::GpuTest {
   }
 };
 
-using ElementTypes = ::testing::Types<__half, __nv_bfloat16>;
-TYPED_TEST_SUITE(DecodeTest, ElementTypes);
+TYPED_TEST_SUITE_P(DecodeTest);
 
-TYPED_TEST(DecodeTest, MatchesTheReferenceForEveryHeadDim) {
+TYPED_TEST_P(DecodeTest, MatchesTheReferenceForEveryHeadDim) {
   std::mt19937 generator(31);
   for (int head_dim : {32, 64, 80, 96, 128, 256}) {
     const h2o_policy budget{0, 7, 6};
@@ -126,14 +99,14 @@ TYPED_TEST(DecodeTest, MatchesTheReferenceForEveryHeadDim) {
   }
 }
 
-TYPED_TEST(DecodeTest, SinksBatchAndGroupedQueries) {
+TYPED_TEST_P(DecodeTest, SinksBatchAndGroupedQueries) {
   std::mt19937 generator(32);
   const h2o_policy budget{3, 9, 5};
   this->check_steps({3, 4, 2, 64}, budget, true, budget.capacity(), 40, generator);
   this->check_steps({1, 8, 1, 80}, budget, true, budget.capacity(), 30, generator);
 }
 
-TYPED_TEST(DecodeTest, ExtremeBudgets) {
+TYPED_TEST_P(DecodeTest, ExtremeBudgets) {
   std::mt19937 generator(33);
   for (const h2o_policy& budget :
        {h2o_policy{0, 8, 0}, h2o_policy{0, 0, 8}, h2o_policy{2, 0, 5}, h2o_policy{0, 1, 1},
@@ -142,12 +115,12 @@ TYPED_TEST(DecodeTest, ExtremeBudgets) {
   }
 }
 
-TYPED_TEST(DecodeTest, FullAttention) {
+TYPED_TEST_P(DecodeTest, FullAttention) {
   std::mt19937 generator(34);
   this->check_steps({2, 2, 1, 80}, {}, false, 151, 150, generator);
 }
 
-TYPED_TEST(DecodeTest, ManySlotsPerHead) {
+TYPED_TEST_P(DecodeTest, ManySlotsPerHead) {
   std::mt19937 generator(39);
   // Several rounds per split, then all splits in use: head_dim 256 holds 32 slots at a time.
   this->check_steps({1, 2, 1, 256}, {}, false, 400, 300, generator);
@@ -155,7 +128,7 @@ TYPED_TEST(DecodeTest, ManySlotsPerHead) {
   this->check_steps({1, 2, 2, 80}, budget, true, budget.capacity(), 330, generator);
 }
 
-TYPED_TEST(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
+TYPED_TEST_P(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
   std::mt19937 generator(35);
   using T = TypeParam;
   const Shape s{1, 3, 3, 80};
@@ -174,7 +147,7 @@ TYPED_TEST(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
   EXPECT_TRUE(test::same_bits(outputs[0], outputs[1]));
 }
 
-TYPED_TEST(DecodeTest, RaggedBatchEqualsEachSequenceAloneBitForBit) {
+TYPED_TEST_P(DecodeTest, RaggedBatchEqualsEachSequenceAloneBitForBit) {
   std::mt19937 generator(40);
   using T = TypeParam;
   const h2o_policy budget{1, 9, 8};
@@ -217,7 +190,7 @@ TYPED_TEST(DecodeTest, RaggedBatchEqualsEachSequenceAloneBitForBit) {
   }
 }
 
-TYPED_TEST(DecodeTest, EachStepAddsAMassOfOneAndEvictsOneKey) {
+TYPED_TEST_P(DecodeTest, EachStepAddsAMassOfOneAndEvictsOneKey) {
   std::mt19937 generator(36);
   using T = TypeParam;
   const Shape s{2, 4, 2, 64};
@@ -264,7 +237,7 @@ TYPED_TEST(DecodeTest, EachStepAddsAMassOfOneAndEvictsOneKey) {
   }
 }
 
-TYPED_TEST(DecodeTest, OneCapturedGraphServesGrowthAndSteadyStateBitForBit) {
+TYPED_TEST_P(DecodeTest, OneCapturedGraphServesGrowthAndSteadyStateBitForBit) {
   std::mt19937 generator(37);
   using T = TypeParam;
   const Shape s{1, 2, 2, 80};
@@ -297,7 +270,7 @@ TYPED_TEST(DecodeTest, OneCapturedGraphServesGrowthAndSteadyStateBitForBit) {
   ASSERT_CUDA(cudaGraphDestroy(graph));
 }
 
-TYPED_TEST(DecodeTest, ANaNStaysInItsHeadAndEvictsNobodyProtected) {
+TYPED_TEST_P(DecodeTest, ANaNStaysInItsHeadAndEvictsNobodyProtected) {
   std::mt19937 generator(38);
   using T = TypeParam;
   const Shape s{1, 2, 2, 64};
@@ -337,46 +310,12 @@ TYPED_TEST(DecodeTest, ANaNStaysInItsHeadAndEvictsNobodyProtected) {
                          dirty.position.begin()));
 }
 
-TEST(DecodeArguments, AreCheckedBeforeAnyLaunch) {
-  alignas(16) __half data[512];
-  float score[16], inv_freq[8];
-  std::int32_t integers[16];
-  waterweight::device_info device{90, 132, 227 * 1024, 0};
-  const waterweight::heads_view<__half> good{data, 1, 1, 2, 64, 128, 128, 64};
-  const waterweight::kv_cache_view<__half> cache{data, data, 1, 2, 4, 64};
-  const waterweight::h2o_state_view state{score, integers, integers, integers, integers};
-  const h2o_policy budget{0, 2, 1};
-  const auto call = [&](waterweight::heads_view<__half> q, waterweight::kv_cache_view<__half> c,
-                        waterweight::h2o_state_view st, h2o_policy b, rotary_view rotary,
-                        std::size_t bytes = 1 << 20) {
-    return waterweight::h2o_decode_attention(device, q, good, good, rotary, c, st, b, q,
-                                             {data, bytes}, nullptr);
-  };
-  const rotary_view rotary{inv_freq, 16};
-  auto q = good;
-  q.tokens = 2;
-  EXPECT_EQ(cudaErrorInvalidValue, call(q, cache, state, budget, rotary));
-  q = good;
-  q.heads = 3;
-  EXPECT_EQ(cudaErrorInvalidValue, call(q, cache, state, budget, rotary));
-  auto c = cache;
-  c.k = nullptr;
-  EXPECT_EQ(cudaErrorInvalidValue, call(good, c, state, budget, rotary));
-  c = cache;
-  c.capacity = 5;  // not the budget's
-  EXPECT_EQ(cudaErrorInvalidValue, call(good, c, state, budget, rotary));
-  auto st = state;
-  st.step = nullptr;
-  EXPECT_EQ(cudaErrorInvalidValue, call(good, cache, st, budget, rotary));
-  EXPECT_EQ(cudaErrorInvalidValue, call(good, cache, state, {-1, 3, 1}, rotary));
-  EXPECT_EQ(cudaErrorInvalidValue, call(good, cache, state, budget, {nullptr, 16}));
-  EXPECT_EQ(cudaErrorInvalidValue, call(good, cache, state, budget, {inv_freq, 7}));
-  c = cache;
-  c.capacity = 1 << 20;  // more scores than a block's shared memory holds
-  EXPECT_EQ(cudaErrorInvalidValue, call(good, c, state, {0, (1 << 20) - 1, 0}, rotary));
-  EXPECT_EQ(cudaErrorInvalidValue,
-            call(good, cache, state, budget, rotary, 64));  // short workspace
-  EXPECT_EQ(cudaErrorInvalidValue, waterweight::h2o_advance(state, 0, 4, budget, nullptr));
-}
+REGISTER_TYPED_TEST_SUITE_P(DecodeTest, MatchesTheReferenceForEveryHeadDim,
+                            SinksBatchAndGroupedQueries, ExtremeBudgets, FullAttention,
+                            ManySlotsPerHead, ABudgetAboveTheLengthIsFullAttentionBitForBit,
+                            RaggedBatchEqualsEachSequenceAloneBitForBit,
+                            EachStepAddsAMassOfOneAndEvictsOneKey,
+                            OneCapturedGraphServesGrowthAndSteadyStateBitForBit,
+                            ANaNStaysInItsHeadAndEvictsNobodyProtected);
 
 }  // namespace
