@@ -26,8 +26,8 @@ constexpr std::size_t h2o_workspace_bytes(h2o_policy policy, int layers, int bat
 ///
 /// A prompt of at most policy.budget() tokens is kept whole. A longer one keeps its first `sinks`
 /// tokens, its last `recent`, and the `heavy` highest scores of the rest (on a tie the lower
-/// position leaves; NaN counts as lowest); with a shared set of kept keys the scores are summed
-/// over its heads in fp32, in the order of layers, then heads. With state.capacity_of a sequence's
+/// position leaves; NaN counts as lowest); a shared set is chosen by its heads' sum (see
+/// h2o_granularity). With state.capacity_of a sequence's
 /// own policy is policy.bounded(capacity_of[b]).
 /// Kept tokens fill slots 0, 1, ... in ascending position, each with its own head's score; the
 /// other slots get position -1 and score 0. free_slot = number kept. Also sets length[b] = number
@@ -105,7 +105,7 @@ template <class T>
 /// After the scores of a token: policy.evict_every slots leave every head of a sequence that became
 /// full (length[b] + 1 live slots: as many as it may use); elsewhere the next empty slot becomes
 /// free_slot. The rule is h2o_decode_attention's; with a shared set the same positions leave all
-/// its heads, by the sum of their scores in fp32, in the order of layers, then heads.
+/// its heads, by the sum of their scores.
 ///
 /// cache and state: of all layers of the model for per_model, of any number of layers otherwise; K
 /// and V of a layer begin state.layer_stride * capacity * head_dim elements after the one before.

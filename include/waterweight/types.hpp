@@ -83,8 +83,8 @@ struct kv_cache_view {
   int head_dim = 0;
 };
 
-/// Which heads share one set of kept keys. A shared set is chosen by the sum of its heads' scores,
-/// taken in the order of layers, then heads.
+/// Which heads share one set of kept keys. A shared set is chosen by the sum of its heads' scores:
+/// in fp32, the heads of each layer in order, then the layers' sums in order.
 enum class h2o_granularity {
   per_head,   ///< every KV head keeps its own (the paper)
   per_layer,  ///< one set for all KV heads of a layer
@@ -138,10 +138,10 @@ struct h2o_policy {
 /// apart. `step`, `length` and `capacity_of` belong to the sequence and are shared by all layers.
 /// All pointers are device memory.
 ///
-/// Live slots are [0, length), but for the one at free_slot where evict_every is 1: then the freed
-/// slot is refilled in place and nothing moves. With evict_every > 1 the survivors above the new
-/// length move into the holes below it, and free_slot = length. Heads that share a set of kept keys
-/// hold the same positions in the same slots.
+/// The next token goes to free_slot; the live slots are then [0, length + 1). With evict_every = 1
+/// the slot freed by an eviction is the next free_slot and nothing moves. With evict_every > 1 the
+/// survivors above the new length move into the holes below it, and free_slot = length. Heads that
+/// share a set of kept keys hold the same positions in the same slots.
 struct h2o_state_view {
   /// [batch, kv_heads, capacity] accumulated attention mass. Null: plain attention over the cache,
   /// nothing is scored and nothing is ever evicted.
