@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "examples/pythia/cli/commands.hpp"
+#include "examples/pythia/cli/commit.hpp"
 #include "examples/pythia/cli/input.hpp"
 #include "examples/pythia/cli/options.hpp"
 #include "examples/pythia/cli/output_file.hpp"
@@ -190,6 +191,7 @@ void run_eval(EvalOptions options) {
   json["device"] = engine->device_name();
   json["peak_device_bytes"] = engine->peak_device_bytes();
   json["seconds"] = elapsed.count();
+  json["commit"] = commit();
   if (logits_file) logits_file.write(raw_floats(result.last_logits));
   json_file.write_json(json);
 }

@@ -53,16 +53,6 @@ def evaluate(arguments, weights, policy, budget):
         return json.loads(result.read_text())
 
 
-def commit():
-    """The commit of the tree this script lies in, or "unknown"."""
-    run = subprocess.run(
-        ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-    )
-    return run.stdout.strip() or "unknown"
-
-
 def row_of(results, weights, percent):
     """{policy: result} of one line of the table."""
     return {
@@ -112,9 +102,9 @@ def main():
             for percent in [100] if policy == "full" else arguments.percent:
                 budget = arguments.window_len * percent // 100
                 found = evaluate(arguments, weights, policy, budget)
-                keys = ("tokens", "tokens_scored", "windows", "window_len", "prefill_len")
+                keys = ["tokens", "tokens_scored", "windows", "window_len", "prefill_len"]
+                keys += ["dtype", "device", "commit"]
                 settings = {key: found[key] for key in keys}
-                settings.update(dtype=found["dtype"], device=found["device"])
                 if settings != (common or settings):
                     sys.exit(f"budget_table.py: settings differ: {settings} and {common}")
                 common = settings
@@ -136,7 +126,6 @@ def main():
         **common,
         "all_windows": arguments.max_windows is None,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": commit(),
         "results": results,
     }
     output = pathlib.Path(arguments.json)
