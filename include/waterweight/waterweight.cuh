@@ -2,8 +2,8 @@
 #pragma once
 
 #include <waterweight/attention.cuh>
-#include <waterweight/detail/arch/pdl.cuh>
 #include <waterweight/device/epilogue.cuh>
+#include <waterweight/device/fixed_point.cuh>
 #include <waterweight/device/gemv.cuh>
 #include <waterweight/device/h2o_account.cuh>
 #include <waterweight/device/h2o_attend.cuh>
