@@ -11,10 +11,9 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
 /// Y[m, n] = epilogue(scale[n] * sum_k X[m, k] * Wq[n, k], m, n), summed in fp32.
-/// One or two aligned tokens take integer tensor cores instead: X is rounded to 24-bit fixed point
-/// of the token's largest |x|, and the sum is exact (device/fixed_point.cuh). A token with a NaN or
-/// an infinity is then NaN throughout, and one whose largest |x| is below about 2.4e-32 (possible
-/// in BF16 only) loses its relative accuracy.
+/// One aligned token takes integer tensor cores instead: X is rounded to 24-bit fixed point of its
+/// largest |x|, in steps of at least 2^-126, and the sum is exact (device/fixed_point.cuh). A token
+/// with a NaN or an infinity is then NaN throughout.
 ///
 /// X: __half or __nv_bfloat16 (possibly const). Out: the same type or float.
 /// x: [M, K], y: [M, N], w: [N, K] INT8 and scale[N]; all row-major, any leading dimension >= the

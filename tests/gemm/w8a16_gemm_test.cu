@@ -244,6 +244,75 @@ TYPED_TEST(GemmInPlaceTest, ResidualMayBeTheOutput) {
   }
 }
 
+/// One aligned token of INT8 weights at the ends of its type's range: the path that rounds the
+/// token to fixed point of its largest |x|.
+template <class T>
+class GemmExtremeTokenTest : public GemmTest<std::tuple<T, std::int8_t, float>> {
+ protected:
+  static constexpr int kN = 45, kK = 320;
+
+  std::vector<float> run(const GemmProblem<T, std::int8_t, float>& problem) {
+    test::DeviceBuffer<T> x(problem.x);
+    test::DeviceBuffer<std::int8_t> w(problem.w);
+    test::DeviceBuffer<float> scale(problem.scale), y(kN);
+    y.poison();
+    EXPECT_EQ(cudaSuccess,
+              waterweight::w8a16_gemm(this->device, matrix_view<T>{x.data(), 1, kK, kK},
+                                      int8_weight_view{w.data(), scale.data(), kN, kK, kK},
+                                      matrix_view<float>{y.data(), 1, kN, kN},
+                                      waterweight::identity_epilogue{}, waterweight::workspace{},
+                                      this->stream));
+    EXPECT_EQ(cudaSuccess, cudaStreamSynchronize(this->stream));
+    return y.download();
+  }
+
+  void compare_to_its_size(const GemmProblem<T, std::int8_t, float>& problem) {
+    const std::vector<double> expected = problem.expected(Kind::identity);
+    const std::vector<double> magnitude = problem.magnitude();
+    const std::vector<float> got = run(problem);
+    for (int n = 0; n < kN; ++n) {
+      // A step is at least 2^-126; fp32 results below it may be flushed.
+      const double floor = 0x1p-126 * (1.0 + kK * 127.0 * problem.scale[n]);
+      EXPECT_NEAR(expected[n], got[n], 4.8e-7 * magnitude[n] + floor) << "row " << n;
+    }
+  }
+};
+TYPED_TEST_SUITE(GemmExtremeTokenTest, ActivationTypes);
+
+TYPED_TEST(GemmExtremeTokenTest, TinyAndHugeTokensKeepTheirRelativeAccuracy) {
+  using T = TypeParam;
+  std::mt19937 generator(15);
+  const bool wide = std::is_same_v<T, __nv_bfloat16>;
+  for (float factor : wide ? std::vector<float>{1e34f, 1e-20f, 3e-32f, 1e-32f, 1e-36f, 1e-40f, 0.0f}
+                           : std::vector<float>{1e4f, 1e-4f, 1e-7f, 0.0f}) {
+    SCOPED_TRACE(::testing::Message() << "factor " << factor);
+    GemmProblem<T, std::int8_t, float> problem({1, this->kN, this->kK, 0, 0, 0}, generator);
+    for (auto& value : problem.x) value = static_cast<T>(static_cast<float>(value) * factor);
+    this->compare_to_its_size(problem);
+  }
+}
+
+TYPED_TEST(GemmExtremeTokenTest, AnOutlierCostsTheOthersNoMoreThanItsOwnSizeAllows) {
+  using T = TypeParam;
+  std::mt19937 generator(16);
+  for (float outlier : {60000.0f, -300.0f}) {
+    SCOPED_TRACE(::testing::Message() << "outlier " << outlier);
+    GemmProblem<T, std::int8_t, float> problem({1, this->kN, this->kK, 0, 0, 0}, generator);
+    problem.x[77] = static_cast<T>(outlier);
+    this->compare_to_its_size(problem);
+  }
+}
+
+TYPED_TEST(GemmExtremeTokenTest, ANonFiniteValueMakesTheWholeTokenNaN) {
+  using T = TypeParam;
+  std::mt19937 generator(17);
+  for (float value : {INFINITY, -INFINITY, NAN}) {
+    GemmProblem<T, std::int8_t, float> problem({1, this->kN, this->kK, 0, 0, 0}, generator);
+    problem.x[31] = static_cast<T>(value);
+    for (float y : this->run(problem)) EXPECT_TRUE(std::isnan(y)) << value << " gave " << y;
+  }
+}
+
 TEST(GemmArguments, AreCheckedBeforeAnyLaunch) {
   __half x[64] = {}, y[64] = {};
   std::int8_t w[64] = {};

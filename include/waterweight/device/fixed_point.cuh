@@ -24,6 +24,9 @@ __device__ __forceinline__ std::uint32_t magnitude_bits(float x) {
   return __float_as_uint(x) & 0x7fffffffu;
 }
 
+/// The smallest step is the smallest normal fp32, 2^-126: its inverse is finite.
+inline constexpr float kFixedPointMaxInverse = 0x1p126f;
+
 /// Step and its inverse for a token whose largest magnitude_bits is `largest`. A token with a NaN
 /// or an infinity gets step NaN: so will all that is computed from it be.
 struct fixed_point_scale {
@@ -31,9 +34,8 @@ struct fixed_point_scale {
   float inverse;
 
   __device__ __forceinline__ explicit fixed_point_scale(std::uint32_t largest) {
-    const float absmax = __uint_as_float(largest);
-    step = absmax / kFixedPointMax;
-    inverse = step > 0.0f ? kFixedPointMax / absmax : 0.0f;
+    inverse = fminf(kFixedPointMax / __uint_as_float(largest), kFixedPointMaxInverse);
+    step = 1.0f / inverse;
     if (largest >= 0x7f800000u) {
       step = __uint_as_float(0x7fffffffu);
       inverse = 0.0f;

@@ -1,5 +1,5 @@
-// One or two tokens times INT8 weights on the integer tensor cores: the weights enter mma as they
-// lie in memory, the activations as three INT8 planes (device/fixed_point.cuh).
+// One token times INT8 weights on the integer tensor cores: the weights enter mma as they lie in
+// memory, the activations as three INT8 planes (device/fixed_point.cuh).
 //
 // Decoding must move one byte of weights per multiply-add, so what counts is instructions per byte:
 // converting INT8 to 16 bit costs a warp some forty of them per 512 bytes, more than everything
@@ -7,7 +7,7 @@
 // 2560, M = 1: 15.8 us, where FP16 weights through cuBLAS take 26.5.
 //
 // mma.m16n8k32.s8 takes its eight columns as four weight rows times two halves of 128 bytes of K,
-// and its rows as the planes of the tokens for the first half, then for the second: of the products
+// and its rows as the planes of the token for the first half, then for the second: of the products
 // only those of equal halves are used. A load instruction of a warp then covers four rows by 128
 // bytes, whole cache lines.
 #pragma once
@@ -26,7 +26,6 @@ inline constexpr int kFixedPointThreads = 32 * kFixedPointWarps;
 inline constexpr int kFixedPointTile = 8;     ///< weight rows: two groups of four
 inline constexpr int kFixedPointChunk = 128;  ///< bytes of K per load instruction
 inline constexpr int kFixedPointUnroll = 5;   ///< chunks a warp requests together, for both groups
-inline constexpr int kFixedPointMaxTokens = 2;
 /// A block keeps the sums of its tiles in shared memory until the end.
 inline constexpr int kFixedPointMaxTiles = 32;
 inline constexpr int kFixedPointMaxK = 16384;
@@ -34,14 +33,15 @@ inline constexpr int kFixedPointMaxK = 16384;
 /// Bytes of a row of planes, padded so that the rows a warp reads lie in different banks.
 WATERWEIGHT_HOST_DEVICE constexpr int fixed_point_pitch(int k) { return k + 16; }
 
-/// Integer sums of one tile: [group of rows][warp][token, plane, half][row].
-template <int Tokens>
-inline constexpr int kFixedPointTileSums = 2 * kFixedPointWarps* Tokens* kPlanes * 2 * 4;
+/// Rows of A that hold something: planes of both halves.
+inline constexpr int kFixedPointRows = 2 * kPlanes;
 
-template <int Tokens>
+/// Integer sums of one tile: [group of rows][warp][half, plane][row].
+inline constexpr int kFixedPointTileSums = 2 * kFixedPointWarps * kFixedPointRows * 4;
+
 constexpr std::size_t fixed_point_shared_bytes(int k, int tiles) {
-  return static_cast<std::size_t>(Tokens) * kPlanes * fixed_point_pitch(k) +
-         sizeof(int) * kFixedPointTileSums<Tokens> * static_cast<std::size_t>(tiles);
+  return static_cast<std::size_t>(kPlanes) * fixed_point_pitch(k) +
+         sizeof(int) * kFixedPointTileSums * static_cast<std::size_t>(tiles);
 }
 
 __device__ __forceinline__ void mma_m16n8k32_s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1,
@@ -91,20 +91,19 @@ __device__ __forceinline__ float stage_planes(const T* x, int k, std::int8_t* pl
   return scale.step;
 }
 
-/// Requires M == Tokens, 16-byte aligned rows of X and W, K % 16 == 0, K <= kFixedPointMaxK.
+/// Requires M == 1, 16-byte aligned rows of X and W, K % 16 == 0, K <= kFixedPointMaxK.
 /// Block b owns tiles b, b + gridDim.x, ...: together the blocks walk through W as it lies.
-template <class T, class Out, class Epilogue, int Tokens>
+template <class T, class Out, class Epilogue>
 __global__ void __launch_bounds__(kFixedPointThreads, 3)
-    fixed_point_kernel(const T* __restrict__ x, std::int64_t x_ld, weight_operand<std::int8_t> w,
-                       Out* y, std::int64_t y_ld, Epilogue epilogue) {
+    fixed_point_kernel(const T* __restrict__ x, weight_operand<std::int8_t> w, Out* y,
+                       Epilogue epilogue) {
   constexpr int kStride = kFixedPointWarps * kFixedPointChunk;  // of one warp's chunks along K
   constexpr int kBlock = kFixedPointUnroll * kStride;           // K a warp takes at a time
-  constexpr int kRows = Tokens * kPlanes;                       // rows of A per half
   extern __shared__ __align__(16) std::byte memory[];
-  __shared__ std::uint32_t scratch[Tokens][kFixedPointWarps];
+  __shared__ std::uint32_t scratch[kFixedPointWarps];
   const int pitch = fixed_point_pitch(w.cols);
   auto* const planes = reinterpret_cast<std::int8_t*>(memory);
-  int* const sums = reinterpret_cast<int*>(planes + kRows * pitch);
+  int* const sums = reinterpret_cast<int*>(planes + kPlanes * pitch);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int tiles = (w.rows + kFixedPointTile - 1) / kFixedPointTile;
@@ -140,19 +139,15 @@ __global__ void __launch_bounds__(kFixedPointThreads, 3)
     request(weights[d], ahead);
     ahead = next_of(ahead);
   }
-  float step[Tokens];
-#pragma unroll
-  for (int m = 0; m < Tokens; ++m) {
-    step[m] = stage_planes(x + m * x_ld, w.cols, planes + m * kPlanes * pitch, pitch, scratch[m]);
-  }
+  const float step = stage_planes(x, w.cols, planes, pitch, scratch);
   __syncthreads();
 
   int acc[2][4] = {};
   int tile_of_block = 0;
-  // Row r of A: half r / kRows, then token and plane. Rows 8 and up live in the second registers.
-  const auto plane_words = [&](int r, int k) {
-    const int plane = r % kRows, from = k + r / kRows * 64;
-    return r < 2 * kRows && from < w.cols
+  // Row `group` of A: half, then plane. Rows 8 and up, the second registers, stay empty.
+  const auto plane_words = [&](int k) {
+    const int plane = group % kPlanes, from = k + group / kPlanes * 64;
+    return group < kFixedPointRows && from < w.cols
                ? *reinterpret_cast<const uint4*>(planes + plane * pitch + from)
                : make_uint4(0, 0, 0, 0);
   };
@@ -161,12 +156,11 @@ __global__ void __launch_bounds__(kFixedPointThreads, 3)
     for (int c = 0; c < kFixedPointUnroll; ++c) {
       const int k = current.block * kBlock + c * kStride + warp * kFixedPointChunk;
       if (k >= w.cols) break;
-      const uint4 low = plane_words(group, k + quad * 16);
-      const uint4 high = 2 * kRows > 8 ? plane_words(group + 8, k + quad * 16) : uint4{};
+      const uint4 a = plane_words(k + quad * 16);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        mma_m16n8k32_s8(acc[r], low.x, high.x, low.y, high.y, from[r][c].x, from[r][c].y);
-        mma_m16n8k32_s8(acc[r], low.z, high.z, low.w, high.w, from[r][c].z, from[r][c].w);
+        mma_m16n8k32_s8(acc[r], a.x, 0, a.y, 0, from[r][c].x, from[r][c].y);
+        mma_m16n8k32_s8(acc[r], a.z, 0, a.w, 0, from[r][c].z, from[r][c].w);
       }
     }
     request(from, ahead);
@@ -175,12 +169,9 @@ __global__ void __launch_bounds__(kFixedPointThreads, 3)
       // Column 2 * quad + half of C is weight row `quad` at that half.
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        int* out = sums + tile_of_block * kFixedPointTileSums<Tokens> +
-                   (r * kFixedPointWarps + warp) * 2 * kRows * 4 + quad;
-        if (group < 2 * kRows) out[group * 4] = group < kRows ? acc[r][0] : acc[r][1];
-        if (group + 8 < 2 * kRows) {
-          out[(group + 8) * 4] = group + 8 < kRows ? acc[r][2] : acc[r][3];
-        }
+        int* out = sums + tile_of_block * kFixedPointTileSums +
+                   (r * kFixedPointWarps + warp) * kFixedPointRows * 4 + quad;
+        if (group < kFixedPointRows) out[group * 4] = group < kPlanes ? acc[r][0] : acc[r][1];
 #pragma unroll
         for (int e = 0; e < 4; ++e) acc[r][e] = 0;
       }
@@ -195,28 +186,25 @@ __global__ void __launch_bounds__(kFixedPointThreads, 3)
   }
   __syncthreads();
 
-  for (int i = threadIdx.x; i < tile_of_block * kFixedPointTile * Tokens; i += kFixedPointThreads) {
-    const int row = i % kFixedPointTile, m = i / kFixedPointTile % Tokens;
-    const int tile = i / (kFixedPointTile * Tokens);
+  for (int i = threadIdx.x; i < tile_of_block * kFixedPointTile; i += kFixedPointThreads) {
+    const int row = i % kFixedPointTile, tile = i / kFixedPointTile;
     const int n = (blockIdx.x + tile * gridDim.x) * kFixedPointTile + row;
     if (n >= w.rows) continue;
     int digit[kPlanes] = {};
 #pragma unroll
     for (int source = 0; source < kFixedPointWarps; ++source) {
-      const int* from = sums + tile * kFixedPointTileSums<Tokens> +
-                        (row / 4 * kFixedPointWarps + source) * 2 * kRows * 4 + row % 4;
+      const int* from = sums + tile * kFixedPointTileSums +
+                        (row / 4 * kFixedPointWarps + source) * kFixedPointRows * 4 + row % 4;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int plane = 0; plane < kPlanes; ++plane) {
-          digit[plane] += from[(half * kRows + m * kPlanes + plane) * 4];
+          digit[plane] += from[(half * kPlanes + plane) * 4];
         }
       }
     }
-    float token_step = step[0];
-    if constexpr (Tokens == 2) token_step = m == 0 ? step[0] : step[1];
-    const float sum = token_step * fixed_point_sum(digit[0], digit[1], digit[2]);
-    y[m * y_ld + n] = from_float<Out>(epilogue(apply_scale(w, sum, n), m, n));
+    const float sum = step * fixed_point_sum(digit[0], digit[1], digit[2]);
+    y[n] = from_float<Out>(epilogue(apply_scale(w, sum, n), 0, n));
   }
 }
 

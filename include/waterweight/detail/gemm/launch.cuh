@@ -20,17 +20,15 @@ struct gemm_launcher {
   Epilogue epilogue;
   cudaStream_t stream;
 
-  template <int Tokens>
   cudaError_t fixed_point(const device_info& device) const {
     const std::int64_t tiles = ceil_div(w.rows, kFixedPointTile);
     // Three blocks per SM hold what the registers can of requested weights.
     std::int64_t blocks = std::min<std::int64_t>(tiles, std::int64_t{3} * device.sm_count);
     blocks = std::max(blocks, ceil_div(tiles, kFixedPointMaxTiles));
-    return launch(
-        fixed_point_kernel<T, Out, Epilogue, Tokens>, dim3(static_cast<unsigned>(blocks)),
-        kFixedPointThreads,
-        fixed_point_shared_bytes<Tokens>(w.cols, static_cast<int>(ceil_div(tiles, blocks))), stream,
-        x.data, x.ld, w, y.data, y.ld, epilogue);
+    return launch(fixed_point_kernel<T, Out, Epilogue>, dim3(static_cast<unsigned>(blocks)),
+                  kFixedPointThreads,
+                  fixed_point_shared_bytes(w.cols, static_cast<int>(ceil_div(tiles, blocks))),
+                  stream, x.data, w, y.data, epilogue);
   }
 
   template <int NTiles>
@@ -58,9 +56,7 @@ struct gemm_launcher {
         default_gemm_selector{}(device, x.rows, w.rows, copyable && w.cols % 16 == 0,
                                 is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
     if constexpr (is_quantized_v<Element>) {
-      if (kind == gemm_kind::fixed_point) {
-        return x.rows == 1 ? fixed_point<1>(device) : fixed_point<2>(device);
-      }
+      if (kind == gemm_kind::fixed_point) return fixed_point(device);
     }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
     // Unaligned rows are rare: one tile shape serves them all.

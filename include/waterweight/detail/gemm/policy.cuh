@@ -36,12 +36,12 @@ enum class gemm_kind { fixed_point, gemv, small_tile, large_tile };
 
 /// The default choice. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
 /// `integer`: INT8 weights and a K that the integer kernel takes. Against cuBLAS FP16 on H200
-/// (gemm_bench, geometric mean of Pythia-2.8B's shapes) it reaches 1.42 at M = 1 and 1.22 at M = 2;
-/// the converting GEMV reaches 1.33 at M = 4.
+/// (gemm_bench, geometric mean of Pythia-2.8B's shapes) it reaches 1.42 at M = 1 but 1.22 with two
+/// tokens; the converting GEMV reaches 1.33 at M = 4.
 struct default_gemm_selector {
   constexpr gemm_kind operator()(const device_info& device, std::int64_t m, std::int64_t n,
                                  bool aligned, bool integer) const {
-    if (m <= 2 && aligned && integer) return gemm_kind::fixed_point;
+    if (m == 1 && aligned && integer) return gemm_kind::fixed_point;
     if (m <= 16 && aligned) return gemm_kind::gemv;
     const std::int64_t large_tiles = ((m + 127) / 128) * ((n + 127) / 128);
     return m > 64 && large_tiles >= device.sm_count / 2 ? gemm_kind::large_tile
