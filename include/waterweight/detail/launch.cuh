@@ -19,11 +19,13 @@ struct type_identity {
 template <class T>
 using type_identity_t = typename type_identity<T>::type;
 
-/// Launches `kernel`, making room for its dynamic shared memory first, and returns the launch's own
-/// code: an error left behind by earlier work of the caller is neither reported here nor cleared.
+/// Launches `kernel` in clusters of `cluster` blocks (1: none), making room for its dynamic shared
+/// memory first, and returns the launch's own code: an error left behind by earlier work of the
+/// caller is neither reported here nor cleared.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
-                   cudaStream_t stream, Arguments... arguments) noexcept {
+cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), dim3 grid, int threads,
+                            std::size_t shared_bytes, cudaStream_t stream,
+                            Arguments... arguments) noexcept {
   if (shared_bytes > 16 * 1024) {
     // The limit, and the share of L1 that lets as many blocks as possible reside on an SM.
     const void* function = reinterpret_cast<const void*>(kernel);
@@ -39,7 +41,22 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::s
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  if (cluster > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+/// The same without clusters.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
+                   cudaStream_t stream, Arguments... arguments) noexcept {
+  return launch_clusters(1, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

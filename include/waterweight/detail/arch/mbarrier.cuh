@@ -1,0 +1,97 @@
+// mbarriers in shared memory: how TMA says that bytes have landed and readers that a buffer is
+// free. For sm_90 and newer. Addresses are 32-bit shared-memory addresses.
+//
+// A barrier's phase completes when its arrivals and its expected bytes are all in; waiting for
+// parity p returns once the phase of that parity has completed. A fresh barrier is in phase 0, so
+// waiting for parity 1 returns at once: the first round of "is the buffer free" needs no arrival.
+#pragma once
+
+#include <cstdint>
+
+#include <waterweight/config.hpp>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+__device__ __forceinline__ void mbarrier_init(std::uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/// Makes fresh barriers visible to TMA and to the other blocks of the cluster.
+__device__ __forceinline__ void mbarrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/// Arrives and announces `bytes` more that TMA will report.
+__device__ __forceinline__ void mbarrier_arrive_expect(std::uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/// Arrives at the barrier of the same address in block `rank` of the cluster.
+__device__ __forceinline__ void mbarrier_arrive_at(std::uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+
+/// Barrier `id` (1 to 15) among `threads` threads of the block: whole warps.
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// All threads of the cluster: what they wrote before is visible to all of them after.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;\n" ::
+          : "memory");
+}
+
+__device__ __forceinline__ int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+/// Two floats from shared memory of block `rank` of the cluster; `address` as in one's own.
+__device__ __forceinline__ float2 load_cluster_float2(std::uint32_t address, int rank) {
+  float2 value;
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %2, %3;\n"
+      "ld.shared::cluster.v2.f32 {%0, %1}, [remote];\n"
+      "}\n"
+      : "=f"(value.x), "=f"(value.y)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return value;
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,86 @@
+// The tensor memory accelerator: boxes of a row-major matrix copied to shared memory, swizzled,
+// with zeros for what lies outside the matrix. For sm_90 and newer.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include <waterweight/config.hpp>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+/// Starts the copy of the map's box at (row, column) to shared address `target`; its bytes are
+/// reported to `barrier`. By one thread.
+__device__ __forceinline__ void tma_load(std::uint32_t target, const CUtensorMap& map, int row,
+                                         int column, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3}], [%4];" ::"r"(target),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+/// The same into every block of the cluster whose bit is set in `blocks`, at the same addresses.
+__device__ __forceinline__ void tma_load_multicast(std::uint32_t target, const CUtensorMap& map,
+                                                   int row, int column, std::uint32_t barrier,
+                                                   std::uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+
+__device__ __forceinline__ void tma_prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+template <class Element>
+constexpr CUtensorMapDataType tma_type() {
+  return std::is_same_v<Element, __half>          ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+         : std::is_same_v<Element, __nv_bfloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                  : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+}
+
+/// cuTensorMapEncodeTiled of the driver that is loaded, so that nothing has to link libcuda; null
+/// where the driver has none.
+inline decltype(&cuTensorMapEncodeTiled) tma_encoder() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                              12000, cudaEnableDefault, &found);
+#else
+  const cudaError_t status =
+      cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+#endif
+  if (status != cudaSuccess || found != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+}
+
+/// A map of boxes of `box_rows` x 64 elements of a row-major matrix. A box's row is one swizzle
+/// span: 64 bytes of 1-byte elements, 128 of 2-byte ones. Data and rows must be 16-byte aligned.
+template <class Element>
+cudaError_t tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element* data,
+                         std::int64_t rows, std::int64_t cols, std::int64_t ld, int box_rows,
+                         CUtensorMap* map) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ld) * sizeof(Element)};
+  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult status =
+      encode(map, tma_type<Element>(), 2, const_cast<Element*>(data), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE,
+             sizeof(Element) == 1 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,353 @@
+// The GEMM of many rows on Hopper: wgmma fed by TMA.
+//
+// W is wgmma's A operand, 64 rows per warpgroup, because A alone may come from registers, where
+// INT8 turns into 16 bit; X is B and stays in shared memory as TMA lays it. The sums are those of
+// Y^T. One warp copies stages of 64 K elements ahead of the consumers; these convert the next
+// stage's weights while the tensor cores work on the current one. 16-bit weights go the same way
+// with A in shared memory and nothing to convert.
+//
+// Where the tiles of many tokens fill the card, blocks are persistent and clusters of two share
+// their rows of X. Where they do not, a cluster shares one tile: each block sums a part of K, and
+// the parts are added in the order of K through distributed shared memory.
+#pragma once
+
+#include <waterweight/detail/arch/dequant.cuh>
+#include <waterweight/detail/arch/mbarrier.cuh>
+#include <waterweight/detail/arch/mma.cuh>
+#include <waterweight/detail/arch/tma.cuh>
+#include <waterweight/detail/arch/wgmma.cuh>
+#include <waterweight/detail/gemm/wgmma_output.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+/// Which tiles a cluster computes, and which part of K its block. Blocks that run together share
+/// rows of X and of W: tokens vary first, in groups whose X the L2 can hold.
+template <wgmma_tile Tile>
+struct wgmma_schedule {
+  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  static constexpr int kTokenTiles = 16;
+
+  int rank;    ///< in the cluster
+  int blocks;  ///< of a cluster
+  int token_tiles, row_units, units;
+  int k_begin, k_end;  ///< in blocks of K
+
+  __device__ __forceinline__ wgmma_schedule(int m_count, int rows, int cols, int splits)
+      : rank(cluster_rank()), blocks(P.persistent ? P.multicast : splits) {
+    const int row_span = P.rows() * P.multicast;
+    token_tiles = (m_count + P.tokens - 1) / P.tokens;
+    row_units = (rows + row_span - 1) / row_span;
+    units = token_tiles * row_units;
+    const int k_blocks = (cols + kWgmmaBlockK - 1) / kWgmmaBlockK;
+    k_begin = P.persistent ? 0 : k_blocks * rank / blocks;
+    k_end = P.persistent ? k_blocks : k_blocks * (rank + 1) / blocks;
+  }
+
+  /// Calls body(first row of W, first token) for each tile.
+  template <class Body>
+  __device__ __forceinline__ void for_each_tile(const Body& body) const {
+    const int step = gridDim.x / blocks;
+    for (int unit = blockIdx.x / blocks; unit < units; unit += step) {
+      const int group = unit / (kTokenTiles * row_units);
+      const int inside = unit - group * kTokenTiles * row_units;
+      const int width = min(kTokenTiles, token_tiles - group * kTokenTiles);
+      const int row_unit = inside / width;
+      const int token_tile = group * kTokenTiles + inside - row_unit * width;
+      const int row_tile = P.multicast > 1 ? row_unit * P.multicast + rank : row_unit;
+      body(row_tile * P.rows(), token_tile * P.tokens);
+      if constexpr (!P.persistent) return;
+    }
+  }
+};
+
+/// The ring of stages in shared memory and where in it a warp is.
+template <class Element, wgmma_tile Tile>
+struct wgmma_ring {
+  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
+
+  std::uint32_t base;      ///< shared address of the stages
+  std::uint32_t barriers;  ///< of stage i: filled at 16 * i, free at 16 * i + 8
+  int stage = 0;
+  std::uint32_t parity = 0;
+
+  __device__ __forceinline__ std::uint32_t w() const { return base + stage * L.w_bytes; }
+  __device__ __forceinline__ std::uint32_t x() const {
+    return base + L.x_offset() + stage * L.x_bytes;
+  }
+  __device__ __forceinline__ std::uint32_t filled(int i) const { return barriers + 16 * i; }
+  __device__ __forceinline__ std::uint32_t free(int i) const { return barriers + 16 * i + 8; }
+
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < L.stages; ++i) {
+      mbarrier_init(filled(i), 1);
+      mbarrier_init(free(i), P.consumers() / 32 * P.multicast);
+    }
+    mbarrier_init_fence();
+  }
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == L.stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+
+  /// The calling warp has read stage i: tells whoever writes to it.
+  __device__ __forceinline__ void release(int i) const {
+    const int lane = threadIdx.x % 32;
+    if constexpr (P.multicast > 1) {
+      if (lane < P.multicast) mbarrier_arrive_at(free(i), lane);
+    } else {
+      if (lane == 0) mbarrier_arrive(free(i));
+    }
+  }
+
+  /// One thread's work: fills stage after stage.
+  __device__ __forceinline__ void produce(const CUtensorMap& w_map, const CUtensorMap& x_map,
+                                          const wgmma_schedule<Tile>& schedule) {
+    schedule.for_each_tile([&](int row0, int token0) {
+      for (int k = schedule.k_begin; k < schedule.k_end; ++k) {
+        mbarrier_wait(free(stage), parity ^ 1);
+        const std::uint32_t barrier = filled(stage);
+        mbarrier_arrive_expect(barrier, L.stage_bytes());
+        tma_load(w(), w_map, row0, k * kWgmmaBlockK, barrier);
+        if constexpr (P.multicast > 1) {
+          constexpr int kShare = P.tokens / P.multicast;
+          const int first = kShare * schedule.rank;
+          tma_load_multicast(x() + first * kWgmmaBlockK * 2, x_map, token0 + first,
+                             k * kWgmmaBlockK, barrier, (1 << P.multicast) - 1);
+        } else {
+          tma_load(x(), x_map, token0, k * kWgmmaBlockK, barrier);
+        }
+        advance();
+      }
+    });
+  }
+};
+
+/// A warpgroup that multiplies.
+template <class T, class Element, wgmma_tile Tile>
+struct wgmma_consumer {
+  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  using instruction = wgmma<T, P.tokens>;
+  using fragments = std::uint32_t[kWgmmaBlockK / 16][4];
+
+  wgmma_ring<Element, Tile> ring;
+  float d[P.tokens / 2];
+
+  /// This warp's INT8 weights of the current stage as fragments of A. Rows of 64 bytes lie under
+  /// the 64-byte swizzle: the 16-byte vector j of row r is at j ^ (r / 2 % 4), so the eight rows of
+  /// a load are in eight different vectors of the banks.
+  __device__ __forceinline__ void convert(fragments& a) const {
+    const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+    const std::uint32_t row = ring.w() + (threadIdx.x / 32 * 16 + group) * kWgmmaBlockK + 2 * quad;
+    const int flip = group / 2 % 4;
+#pragma unroll
+    for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
+      const std::uint32_t vector = row + 16 * (j ^ flip);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        std::uint32_t two;
+        asm volatile("ld.shared.u16 %0, [%1];"
+                     : "=r"(two)
+                     : "r"(vector + e % 2 * 8 * kWgmmaBlockK + e / 2 * 8));
+        a[j][e] = dequantize_two<T>(two);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const fragments& a) {
+    const std::uint64_t x = wgmma_descriptor(ring.x());
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
+      if constexpr (is_quantized_v<Element>) {
+        instruction::multiply(d, a[j], x + 2 * j);
+      } else {
+        const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
+        instruction::multiply(d, wgmma_descriptor(ring.w() + rows) + 2 * j, x + 2 * j);
+      }
+    }
+    wgmma_commit();
+  }
+
+  /// The next stage, once it is filled.
+  __device__ __forceinline__ void receive(fragments& a) {
+    mbarrier_wait(ring.filled(ring.stage), ring.parity);
+    if constexpr (is_quantized_v<Element>) convert(a);
+  }
+
+  /// Starts the products of the current stage; as soon as those before are done, releases their
+  /// stage and prepares the next one's.
+  __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
+                                       bool last) {
+    multiply(now);
+    wgmma_wait<1>();
+    if (!first) ring.release(ring.stage == 0 ? ring.L.stages - 1 : ring.stage - 1);
+    ring.advance();
+    if (!last) receive(next);
+  }
+
+  /// d = the sums over k_blocks >= 1 blocks of K.
+  __device__ __forceinline__ void accumulate(int k_blocks) {
+#pragma unroll
+    for (int i = 0; i < P.tokens / 2; ++i) d[i] = 0.0f;
+    fragments even, odd;
+    receive(even);
+    if constexpr (is_quantized_v<Element>) {
+#pragma unroll 1
+      for (int k = 0; k < k_blocks; k += 2) {
+        step(even, odd, k == 0, k + 1 == k_blocks);
+        if (k + 1 < k_blocks) step(odd, even, false, k + 2 == k_blocks);
+      }
+    } else {
+      int k = 0;
+#pragma unroll 1
+      do {
+        step(even, even, k == 0, k + 1 == k_blocks);
+      } while (++k < k_blocks);
+    }
+    wgmma_wait<0>();
+    wgmma_pin(d);
+    ring.release(ring.stage == 0 ? ring.L.stages - 1 : ring.stage - 1);
+  }
+
+  /// Stores a tile, kWgmmaChunk tokens at a time through the warpgroup's own `sums`: the other
+  /// warpgroups and the copies of the next tile go on meanwhile.
+  template <class Output>
+  __device__ __forceinline__ void store_chunks(float* sums, Output& output, int row0, int token0) {
+    constexpr int kPitch = wgmma_sum_pitch(64), kChunks = P.tokens / kWgmmaChunk;
+    const int warpgroup = threadIdx.x / 128, warp = threadIdx.x % 128 / 32;
+    const int channel = threadIdx.x % 32 * 2, n = row0 + 64 * warpgroup + channel;
+    const float2 scale = output.scales(n);
+#pragma unroll 1
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (token0 + chunk * kWgmmaChunk >= output.m_count) break;
+      write_chunk<0>(chunk, sums);
+      named_barrier(1 + warpgroup, 128);
+      output.template store<kWgmmaChunk / 4>(
+          token0 + chunk * kWgmmaChunk + warp, 4, n, scale, [&](int i) {
+            return *reinterpret_cast<const float2*>(sums + (warp + 4 * i) * kPitch + channel);
+          });
+      named_barrier(1 + warpgroup, 128);
+    }
+  }
+
+  /// Registers have no run-time index: one branch per chunk.
+  template <int Chunk>
+  __device__ __forceinline__ void write_chunk(int chunk, float* sums) {
+    constexpr int kGroups = kWgmmaChunk / 8;
+    if (chunk == Chunk) {
+      wgmma_write_sums<Chunk * kGroups, kGroups>(d, sums, wgmma_sum_pitch(64));
+    } else if constexpr ((Chunk + 1) * kWgmmaChunk < P.tokens) {
+      write_chunk<Chunk + 1>(chunk, sums);
+    }
+  }
+};
+
+/// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
+/// tokens in each block, and stores.
+template <wgmma_tile Tile, class Output>
+__device__ __forceinline__ void wgmma_store_parts(const float* sums, Output& output, int rank,
+                                                  int blocks, int row0, int token0) {
+  constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  constexpr int kWarpsPerGroup = P.consumers() / 32 / P.warpgroups;
+  constexpr int kPitch = wgmma_sum_pitch(P.rows());
+  const int warp = threadIdx.x / 32, half = warp % P.warpgroups;
+  const int channel = 64 * half + threadIdx.x % 32 * 2, n = row0 + channel;
+  const int tokens = min(P.tokens, output.m_count - token0);
+  const int end = tokens * (rank + 1) / blocks;
+  const float2 scale = output.scales(n);
+  const std::uint32_t address = shared_address(sums + channel);
+  constexpr int kTogether = 2;
+  for (int t = tokens * rank / blocks + warp / P.warpgroups; t < end;
+       t += kTogether * kWarpsPerGroup) {
+    float2 sum[kTogether] = {};
+    for (int part = 0; part < blocks; ++part) {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int token = min(t + i * kWarpsPerGroup, end - 1);
+        const float2 more = load_cluster_float2(address + token * kPitch * sizeof(float), part);
+        sum[i] = make_float2(sum[i].x + more.x, sum[i].y + more.y);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (t + i * kWarpsPerGroup < end) {
+        output.template store<1>(token0 + t + i * kWarpsPerGroup, 0, n, scale,
+                                 [&](int) { return sum[i]; });
+      }
+    }
+  }
+}
+
+/// Compiled for anything but sm_90a it is empty, and has no static shared memory: what the host
+/// knows it by.
+template <class T, class Element, class Out, class Epilogue, wgmma_tile Tile>
+__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
+                                  wgmma_policy_of(Tile).blocks_per_sm)
+    wgmma_gemm_kernel([[maybe_unused]] const __grid_constant__ CUtensorMap w_map,
+                      [[maybe_unused]] const __grid_constant__ CUtensorMap x_map,
+                      [[maybe_unused]] wgmma_output<Element, Out, Epilogue> output,
+                      [[maybe_unused]] int splits) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
+  extern __shared__ std::byte dynamic_shared[];
+  __shared__ alignas(16) std::uint64_t barriers[2 * L.stages];
+  const std::uint32_t unaligned = shared_address(dynamic_shared);
+  const std::uint32_t padding = (1024 - unaligned % 1024) % 1024;
+  float* const sums = reinterpret_cast<float*>(dynamic_shared + padding + L.sums);
+
+  wgmma_ring<Element, Tile> ring{unaligned + padding, shared_address(barriers)};
+  const wgmma_schedule<Tile> schedule(output.m_count, output.w.rows, output.w.cols, splits);
+  if (threadIdx.x == 0) {
+    tma_prefetch_map(w_map);
+    tma_prefetch_map(x_map);
+    ring.init();
+  }
+  // A block may copy into another's shared memory as soon as its barriers are there.
+  if constexpr (P.multicast > 1) {
+    cluster_barrier();
+  } else {
+    __syncthreads();
+  }
+
+  const bool consumes = threadIdx.x < P.consumers();
+  if (!consumes) {
+    if constexpr (P.persistent) set_register_limit<P.producer_registers(), false>();
+    if (threadIdx.x == P.consumers()) ring.produce(w_map, x_map, schedule);
+    __syncwarp();
+  } else {
+    if constexpr (P.persistent) set_register_limit<P.consumer_registers(), true>();
+    wgmma_consumer<T, Element, Tile> consumer{ring};
+    schedule.for_each_tile([&](int row0, int token0) {
+      consumer.accumulate(schedule.k_end - schedule.k_begin);
+      if constexpr (wgmma_schedule<Tile>::P.persistent) {
+        constexpr int kFloats = kWgmmaChunk * wgmma_sum_pitch(64);
+        consumer.store_chunks(sums + threadIdx.x / 128 * kFloats, output, row0, token0);
+      } else {
+        // All warpgroups have read the stages that the sums now overwrite.
+        named_barrier(1, P.consumers());
+        wgmma_write_sums<0, P.tokens / 8>(consumer.d, sums + threadIdx.x / 128 * 64,
+                                          wgmma_sum_pitch(P.rows()));
+      }
+    });
+  }
+  if constexpr (!P.persistent) {
+    cluster_barrier();
+    if (consumes) {
+      schedule.for_each_tile([&](int row0, int token0) {
+        wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, row0, token0);
+      });
+    }
+  }
+  // Nobody leaves while others of the cluster may still reach its shared memory.
+  if constexpr (!P.persistent || P.multicast > 1) cluster_barrier();
+#endif
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

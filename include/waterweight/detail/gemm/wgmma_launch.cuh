@@ -1,0 +1,65 @@
+// Host side of the wgmma kernel: whether the code is there, the tensor maps, the launch.
+#pragma once
+
+#include <waterweight/detail/gemm/wgmma_kernel.cuh>
+#include <waterweight/detail/launch.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+template <class T, class Element, class Out, class Epilogue>
+struct wgmma_launcher {
+  matrix_view<const T> x;
+  weight_operand<Element> w;
+  matrix_view<Out> y;
+  Epilogue epilogue;
+  cudaStream_t stream;
+
+  /// cudaErrorInvalidDeviceFunction: the code that this device runs was not compiled for sm_90a, or
+  /// its driver has no tensor maps; nothing was launched.
+  cudaError_t run(const device_info& device, wgmma_plan plan) const {
+    switch (plan.tile) {
+      case wgmma_tile::rows128_tokens256:
+        return run<wgmma_tile::rows128_tokens256>(device, plan.splits);
+      case wgmma_tile::rows192_tokens128:
+        return run<wgmma_tile::rows192_tokens128>(device, plan.splits);
+      case wgmma_tile::rows128_tokens128:
+        return run<wgmma_tile::rows128_tokens128>(device, plan.splits);
+      default:
+        return run<wgmma_tile::rows128_tokens64>(device, plan.splits);
+    }
+  }
+
+ private:
+  template <wgmma_tile Tile>
+  cudaError_t run(const device_info& device, int splits) const {
+    constexpr wgmma_policy P = wgmma_policy_of(Tile);
+    constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
+    const auto kernel = wgmma_gemm_kernel<T, Element, Out, Epilogue, Tile>;
+    cudaFuncAttributes attributes;
+    cudaError_t status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+    if (status != cudaSuccess) return status;
+    const auto encode = tma_encoder();
+    if (attributes.sharedSizeBytes == 0 || encode == nullptr) return cudaErrorInvalidDeviceFunction;
+
+    CUtensorMap w_map, x_map;
+    status = tma_make_map(encode, w.data, w.rows, w.cols, w.ld, P.rows(), &w_map);
+    if (status != cudaSuccess) return status;
+    status = tma_make_map(encode, x.data, x.rows, x.cols, x.ld, P.tokens / P.multicast, &x_map);
+    if (status != cudaSuccess) return status;
+
+    const bool pairs = is_aligned(y.data, 2 * sizeof(Out)) && y.ld % 2 == 0;
+    const wgmma_output<Element, Out, Epilogue> output{
+        w, y.data, y.ld, static_cast<int>(x.rows), pairs, epilogue};
+    const std::int64_t units =
+        ceil_div(x.rows, P.tokens) * ceil_div(w.rows, P.rows() * P.multicast);
+    const int cluster = P.persistent ? P.multicast : splits;
+    const std::int64_t resident = P.persistent ? device.sm_count / cluster : units;
+    const std::int64_t blocks = cluster * std::min(units, std::max<std::int64_t>(resident, 1));
+    return launch_clusters(cluster, kernel, dim3(static_cast<unsigned>(blocks)), P.threads(),
+                           L.total + 1024, stream, w_map, x_map, output, splits);
+  }
+};
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END
