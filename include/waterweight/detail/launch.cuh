@@ -19,13 +19,18 @@ struct type_identity {
 template <class T>
 using type_identity_t = typename type_identity<T>::type;
 
-/// Launches `kernel` in clusters of `cluster` blocks (1: none), making room for its dynamic shared
-/// memory first, and returns the launch's own code: an error left behind by earlier work of the
-/// caller is neither reported here nor cleared.
+/// Attributes that a launch needs beyond its shape.
+struct launch_traits {
+  int cluster = 1;          ///< blocks of a cluster
+  bool overlapped = false;  ///< may start while the previous grid ends: it waits by itself
+};
+
+/// Launches `kernel`, making room for its dynamic shared memory first, and returns the launch's own
+/// code: an error left behind by earlier work of the caller is neither reported here nor cleared.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), dim3 grid, int threads,
-                            std::size_t shared_bytes, cudaStream_t stream,
-                            Arguments... arguments) noexcept {
+cudaError_t launch_with(launch_traits traits, void (*kernel)(Parameters...), dim3 grid, int threads,
+                        std::size_t shared_bytes, cudaStream_t stream,
+                        Arguments... arguments) noexcept {
   if (shared_bytes > 16 * 1024) {
     // The limit, and the share of L1 that lets as many blocks as possible reside on an SM.
     const void* function = reinterpret_cast<const void*>(kernel);
@@ -41,22 +46,27 @@ cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), dim3 gri
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  if (cluster > 1) {
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (traits.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+    attribute.val.clusterDim.x = static_cast<unsigned>(traits.cluster);
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+  }
+  if (traits.overlapped) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
   }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
-/// The same without clusters.
+/// The same with nothing special.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
                    cudaStream_t stream, Arguments... arguments) noexcept {
-  return launch_clusters(1, kernel, grid, threads, shared_bytes, stream, arguments...);
+  return launch_with({}, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

@@ -32,13 +32,15 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/// Arrives at the barrier of the same address in block `rank` of the cluster.
+/// Arrives at the barrier of the same address in block `rank` of the cluster. For buffers that
+/// were only read: what the calling thread wrote is not made visible there, which would take a
+/// fence of the whole device.
 __device__ __forceinline__ void mbarrier_arrive_at(std::uint32_t barrier, int rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [remote];\n"
       "}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");

@@ -54,13 +54,12 @@ __device__ __forceinline__ void set_register_limit() {
   }
 }
 
-/// Describes rows of 128 bytes under the 128-byte swizzle, which repeats every 8 rows = 1024 bytes;
-/// `address` is that of the first element: a multiple of 1024, plus 32 for each k16 step.
-__device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address) {
-  constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
-  constexpr std::uint64_t kEightRows = std::uint64_t{1024 >> 4} << 32;
-  constexpr std::uint64_t kUnusedStride = std::uint64_t{1} << 16;
-  return kSwizzle128 | kEightRows | kUnusedStride | ((address & 0x3ffff) >> 4);
+/// Describes rows of 128 bytes under the 128-byte swizzle, which repeats every 8 rows = 1024 bytes.
+/// `sixteens` is the shared address of the first element over 16: that of a multiple of 1024, plus
+/// 2 for each k16 step.
+__device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens) {
+  constexpr std::uint32_t kSwizzle128 = 1u << 30, kEightRows = 1024 >> 4, kUnusedStride = 1u << 16;
+  return std::uint64_t{kSwizzle128 | kEightRows} << 32 | (kUnusedStride + sixteens);
 }
 
 // Operand lists: only the text and the number of registers of D differ between the shapes.

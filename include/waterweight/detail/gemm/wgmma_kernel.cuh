@@ -13,6 +13,7 @@
 
 #include <waterweight/detail/arch/dequant.cuh>
 #include <waterweight/detail/arch/mbarrier.cuh>
+#include <waterweight/detail/arch/memory.cuh>
 #include <waterweight/detail/arch/mma.cuh>
 #include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/detail/arch/wgmma.cuh>
@@ -31,17 +32,18 @@ struct wgmma_schedule {
   int rank;    ///< in the cluster
   int blocks;  ///< of a cluster
   int token_tiles, row_units, units;
-  int k_begin, k_end;  ///< in blocks of K
+  int k_begin, k_end;  ///< in stages
 
-  __device__ __forceinline__ wgmma_schedule(int m_count, int rows, int cols, int splits)
+  __device__ __forceinline__ wgmma_schedule(int m_count, int rows, int cols, int stage_k,
+                                            int splits)
       : rank(cluster_rank()), blocks(P.persistent ? P.multicast : splits) {
     const int row_span = P.rows() * P.multicast;
     token_tiles = (m_count + P.tokens - 1) / P.tokens;
     row_units = (rows + row_span - 1) / row_span;
     units = token_tiles * row_units;
-    const int k_blocks = (cols + kWgmmaBlockK - 1) / kWgmmaBlockK;
-    k_begin = P.persistent ? 0 : k_blocks * rank / blocks;
-    k_end = P.persistent ? k_blocks : k_blocks * (rank + 1) / blocks;
+    const int stages = (cols + stage_k - 1) / stage_k;
+    k_begin = P.persistent ? 0 : stages * rank / blocks;
+    k_end = P.persistent ? stages : stages * (rank + 1) / blocks;
   }
 
   /// Calls body(first row of W, first token) for each tile.
@@ -61,46 +63,39 @@ struct wgmma_schedule {
   }
 };
 
-/// The ring of stages in shared memory and where in it a warp is.
+/// The ring of stages in shared memory and where in it a warp is. A stage holds blocks of W, then
+/// as many of X.
 template <class Element, wgmma_tile Tile>
 struct wgmma_ring {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
   static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
 
-  std::uint32_t base;      ///< shared address of the stages
-  std::uint32_t barriers;  ///< of stage i: filled at 16 * i, free at 16 * i + 8
-  int stage = 0;
+  std::uint32_t first, first_barrier;    ///< shared addresses
+  std::uint32_t stage = first;           ///< of the current stage
+  std::uint32_t filled = first_barrier;  ///< of its barriers: filled, then free
   std::uint32_t parity = 0;
 
-  __device__ __forceinline__ std::uint32_t w() const { return base + stage * L.w_bytes; }
-  __device__ __forceinline__ std::uint32_t x() const {
-    return base + L.x_offset() + stage * L.x_bytes;
+  __device__ __forceinline__ std::uint32_t w(int block) const { return stage + block * L.w_bytes; }
+  __device__ __forceinline__ std::uint32_t x(int block) const {
+    return stage + L.blocks * L.w_bytes + block * L.x_bytes;
   }
-  __device__ __forceinline__ std::uint32_t filled(int i) const { return barriers + 16 * i; }
-  __device__ __forceinline__ std::uint32_t free(int i) const { return barriers + 16 * i + 8; }
+  __device__ __forceinline__ std::uint32_t free() const { return filled + 8; }
 
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < L.stages; ++i) {
-      mbarrier_init(filled(i), 1);
-      mbarrier_init(free(i), P.consumers() / 32 * P.multicast);
+      mbarrier_init(first_barrier + 16 * i, 1);
+      mbarrier_init(first_barrier + 16 * i + 8, P.consumers() / 32 * P.multicast);
     }
     mbarrier_init_fence();
   }
 
   __device__ __forceinline__ void advance() {
-    if (++stage == L.stages) {
-      stage = 0;
+    stage += L.stage_bytes();
+    filled += 16;
+    if (filled == first_barrier + 16 * L.stages) {
+      stage = first;
+      filled = first_barrier;
       parity ^= 1;
-    }
-  }
-
-  /// The calling warp has read stage i: tells whoever writes to it.
-  __device__ __forceinline__ void release(int i) const {
-    const int lane = threadIdx.x % 32;
-    if constexpr (P.multicast > 1) {
-      if (lane < P.multicast) mbarrier_arrive_at(free(i), lane);
-    } else {
-      if (lane == 0) mbarrier_arrive(free(i));
     }
   }
 
@@ -108,18 +103,21 @@ struct wgmma_ring {
   __device__ __forceinline__ void produce(const CUtensorMap& w_map, const CUtensorMap& x_map,
                                           const wgmma_schedule<Tile>& schedule) {
     schedule.for_each_tile([&](int row0, int token0) {
-      for (int k = schedule.k_begin; k < schedule.k_end; ++k) {
-        mbarrier_wait(free(stage), parity ^ 1);
-        const std::uint32_t barrier = filled(stage);
-        mbarrier_arrive_expect(barrier, L.stage_bytes());
-        tma_load(w(), w_map, row0, k * kWgmmaBlockK, barrier);
-        if constexpr (P.multicast > 1) {
-          constexpr int kShare = P.tokens / P.multicast;
-          const int first = kShare * schedule.rank;
-          tma_load_multicast(x() + first * kWgmmaBlockK * 2, x_map, token0 + first,
-                             k * kWgmmaBlockK, barrier, (1 << P.multicast) - 1);
-        } else {
-          tma_load(x(), x_map, token0, k * kWgmmaBlockK, barrier);
+      for (int k = schedule.k_begin * L.blocks; k < schedule.k_end * L.blocks; k += L.blocks) {
+        mbarrier_wait(free(), parity ^ 1);
+        mbarrier_arrive_expect(filled, L.stage_bytes());
+#pragma unroll
+        for (int block = 0; block < L.blocks; ++block) {
+          const int column = (k + block) * kWgmmaBlockK;
+          tma_load(w(block), w_map, row0, column, filled);
+          if constexpr (P.multicast > 1) {
+            constexpr int kShare = P.tokens / P.multicast;
+            const int from = kShare * schedule.rank;
+            tma_load_multicast(x(block) + from * kWgmmaBlockK * 2, x_map, token0 + from, column,
+                               filled, (1 << P.multicast) - 1);
+          } else {
+            tma_load(x(block), x_map, token0, column, filled);
+          }
         }
         advance();
       }
@@ -131,22 +129,34 @@ struct wgmma_ring {
 template <class T, class Element, wgmma_tile Tile>
 struct wgmma_consumer {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   using instruction = wgmma<T, P.tokens>;
   using fragments = std::uint32_t[kWgmmaBlockK / 16][4];
 
   wgmma_ring<Element, Tile> ring;
+  std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
   float d[P.tokens / 2];
 
-  /// This warp's INT8 weights of the current stage as fragments of A. Rows of 64 bytes lie under
-  /// the 64-byte swizzle: the 16-byte vector j of row r is at j ^ (r / 2 % 4), so the eight rows of
-  /// a load are in eight different vectors of the banks.
-  __device__ __forceinline__ void convert(fragments& a) const {
+  /// The calling warp has read the stage before the current one: tells whoever writes to it.
+  __device__ __forceinline__ void release() const {
+    const int lane = threadIdx.x % 32;
+    if constexpr (P.multicast > 1) {
+      if (lane < P.multicast) mbarrier_arrive_at(used, lane);
+    } else {
+      if (lane == 0) mbarrier_arrive(used);
+    }
+  }
+
+  /// This warp's INT8 weights of a block of the current stage as fragments of A. Rows of 64 bytes
+  /// lie under the 64-byte swizzle: the 16-byte vector j of row r is at j ^ (r / 2 % 4), so the
+  /// eight rows of a load are in eight different vectors of the banks.
+  __device__ __forceinline__ void convert(fragments& a, int block) const {
     const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-    const std::uint32_t row = ring.w() + (threadIdx.x / 32 * 16 + group) * kWgmmaBlockK + 2 * quad;
-    const int flip = group / 2 % 4;
+    const int row = threadIdx.x / 32 * 16 + group, flip = group / 2 % 4;
 #pragma unroll
     for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
-      const std::uint32_t vector = row + 16 * (j ^ flip);
+      const int inside = row * kWgmmaBlockK + 16 * (j ^ flip) + 2 * quad;
+      const std::uint32_t vector = ring.w(block) + inside;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         std::uint32_t two;
@@ -158,60 +168,67 @@ struct wgmma_consumer {
     }
   }
 
-  __device__ __forceinline__ void multiply(const fragments& a) {
-    const std::uint64_t x = wgmma_descriptor(ring.x());
+  __device__ __forceinline__ void multiply(const fragments& a, int block) {
+    const std::uint32_t x = ring.x(block) >> 4;
+    const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
+    const std::uint32_t w = (ring.w(block) + rows) >> 4;
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
       if constexpr (is_quantized_v<Element>) {
-        instruction::multiply(d, a[j], x + 2 * j);
+        instruction::multiply(d, a[j], wgmma_descriptor(x + 2 * j));
       } else {
-        const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
-        instruction::multiply(d, wgmma_descriptor(ring.w() + rows) + 2 * j, x + 2 * j);
+        instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
       }
     }
     wgmma_commit();
   }
 
-  /// The next stage, once it is filled.
-  __device__ __forceinline__ void receive(fragments& a) {
-    mbarrier_wait(ring.filled(ring.stage), ring.parity);
-    if constexpr (is_quantized_v<Element>) convert(a);
+  /// The first block of the current stage, once it is filled.
+  __device__ __forceinline__ void receive(fragments& a) const {
+    mbarrier_wait(ring.filled, ring.parity);
+    if constexpr (is_quantized_v<Element>) convert(a, 0);
   }
 
-  /// Starts the products of the current stage; as soon as those before are done, releases their
-  /// stage and prepares the next one's.
+  /// Starts the products of a block of the current stage; as soon as those before are done,
+  /// releases their stage and prepares the next block.
+  template <int Block>
   __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
                                        bool last) {
-    multiply(now);
+    multiply(now, Block);
     wgmma_wait<1>();
-    if (!first) ring.release(ring.stage == 0 ? ring.L.stages - 1 : ring.stage - 1);
-    ring.advance();
-    if (!last) receive(next);
+    if (Block == 0 && !first) release();
+    if constexpr (Block + 1 < L.blocks) {
+      convert(next, Block + 1);
+    } else {
+      used = ring.free();
+      ring.advance();
+      if (!last) receive(next);
+    }
   }
 
-  /// d = the sums over k_blocks >= 1 blocks of K.
-  __device__ __forceinline__ void accumulate(int k_blocks) {
+  /// d = the sums over `stages` >= 1 stages of K.
+  __device__ __forceinline__ void accumulate(int stages) {
 #pragma unroll
     for (int i = 0; i < P.tokens / 2; ++i) d[i] = 0.0f;
     fragments even, odd;
     receive(even);
-    if constexpr (is_quantized_v<Element>) {
+    int k = 0;
 #pragma unroll 1
-      for (int k = 0; k < k_blocks; k += 2) {
-        step(even, odd, k == 0, k + 1 == k_blocks);
-        if (k + 1 < k_blocks) step(odd, even, false, k + 2 == k_blocks);
+    do {
+      if constexpr (L.blocks == 2) {
+        step<0>(even, odd, k == 0, false);
+        step<1>(odd, even, false, k + 1 == stages);
+      } else if constexpr (is_quantized_v<Element>) {
+        step<0>(even, odd, k == 0, k + 1 == stages);
+        if (++k < stages) step<0>(odd, even, false, k + 1 == stages);
+      } else {
+        step<0>(even, even, k == 0, k + 1 == stages);
       }
-    } else {
-      int k = 0;
-#pragma unroll 1
-      do {
-        step(even, even, k == 0, k + 1 == k_blocks);
-      } while (++k < k_blocks);
-    }
+    } while (++k < stages);
     wgmma_wait<0>();
     wgmma_pin(d);
-    ring.release(ring.stage == 0 ? ring.L.stages - 1 : ring.stage - 1);
+    release();
   }
 
   /// Stores a tile, kWgmmaChunk tokens at a time through the warpgroup's own `sums`: the other
@@ -301,8 +318,12 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
   const std::uint32_t padding = (1024 - unaligned % 1024) % 1024;
   float* const sums = reinterpret_cast<float*>(dynamic_shared + padding + L.sums);
 
-  wgmma_ring<Element, Tile> ring{unaligned + padding, shared_address(barriers)};
-  const wgmma_schedule<Tile> schedule(output.m_count, output.w.rows, output.w.cols, splits);
+  std::uint32_t first_stage = unaligned + padding, first_barrier = shared_address(barriers);
+  // Opaque to the compiler, which would compute them again at every use.
+  asm volatile("" : "+r"(first_stage), "+r"(first_barrier));
+  wgmma_ring<Element, Tile> ring{first_stage, first_barrier};
+  const wgmma_schedule<Tile> schedule(output.m_count, output.w.rows, output.w.cols, L.stage_k(),
+                                      splits);
   if (threadIdx.x == 0) {
     tma_prefetch_map(w_map);
     tma_prefetch_map(x_map);
@@ -315,13 +336,15 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
     __syncthreads();
   }
 
-  const bool consumes = threadIdx.x < P.consumers();
-  if (!consumes) {
-    if constexpr (P.persistent) set_register_limit<P.producer_registers(), false>();
+  depend_on_previous_grid();
+
+  if (threadIdx.x >= P.consumers()) {
+    if constexpr (P.wide()) set_register_limit<P.producer_registers(), false>();
     if (threadIdx.x == P.consumers()) ring.produce(w_map, x_map, schedule);
     __syncwarp();
+    if constexpr (!P.persistent) cluster_barrier();
   } else {
-    if constexpr (P.persistent) set_register_limit<P.consumer_registers(), true>();
+    if constexpr (P.wide()) set_register_limit<P.consumer_registers(), true>();
     wgmma_consumer<T, Element, Tile> consumer{ring};
     schedule.for_each_tile([&](int row0, int token0) {
       consumer.accumulate(schedule.k_end - schedule.k_begin);
@@ -333,16 +356,10 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
         named_barrier(1, P.consumers());
         wgmma_write_sums<0, P.tokens / 8>(consumer.d, sums + threadIdx.x / 128 * 64,
                                           wgmma_sum_pitch(P.rows()));
+        cluster_barrier();
+        wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, row0, token0);
       }
     });
-  }
-  if constexpr (!P.persistent) {
-    cluster_barrier();
-    if (consumes) {
-      schedule.for_each_tile([&](int row0, int token0) {
-        wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, row0, token0);
-      });
-    }
   }
   // Nobody leaves while others of the cluster may still reach its shared memory.
   if constexpr (!P.persistent || P.multicast > 1) cluster_barrier();

@@ -21,6 +21,8 @@ struct wgmma_launcher {
     switch (plan.tile) {
       case wgmma_tile::rows128_tokens256:
         return run<wgmma_tile::rows128_tokens256>(device, plan.splits);
+      case wgmma_tile::rows128_tokens256_split:
+        return run<wgmma_tile::rows128_tokens256_split>(device, plan.splits);
       case wgmma_tile::rows192_tokens128:
         return run<wgmma_tile::rows192_tokens128>(device, plan.splits);
       case wgmma_tile::rows128_tokens128:
@@ -56,8 +58,8 @@ struct wgmma_launcher {
     const int cluster = P.persistent ? P.multicast : splits;
     const std::int64_t resident = P.persistent ? device.sm_count / cluster : units;
     const std::int64_t blocks = cluster * std::min(units, std::max<std::int64_t>(resident, 1));
-    return launch_clusters(cluster, kernel, dim3(static_cast<unsigned>(blocks)), P.threads(),
-                           L.total + 1024, stream, w_map, x_map, output, splits);
+    return launch_with({cluster, WWPDL}, kernel, dim3(static_cast<unsigned>(blocks)), P.threads(),
+                       L.total + 1024, stream, w_map, x_map, output, splits);
   }
 };
 

@@ -8,6 +8,7 @@ namespace detail {
 
 enum class wgmma_tile {
   rows128_tokens256,
+  rows128_tokens256_split,
   rows192_tokens128,
   rows128_tokens128,
   rows128_tokens64,
@@ -23,10 +24,11 @@ struct wgmma_policy {
 
   WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 64 * warpgroups; }
   WATERWEIGHT_HOST_DEVICE constexpr int consumers() const { return 128 * warpgroups; }
-  /// Persistent blocks have a warpgroup of producers, though one thread of it works, because only
-  /// whole warpgroups can hand registers to others.
+  /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
+  /// one thread of it works, because only whole warpgroups can hand registers to others.
+  WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return persistent || tokens == 256; }
   WATERWEIGHT_HOST_DEVICE constexpr int threads() const {
-    return consumers() + (persistent ? 128 : 32);
+    return consumers() + (wide() ? 128 : 32);
   }
   WATERWEIGHT_HOST_DEVICE constexpr int producer_registers() const {
     return warpgroups == 2 ? 24 : 32;
@@ -40,6 +42,8 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) 
   switch (tile) {
     case wgmma_tile::rows128_tokens256:
       return {2, 256, 2, true, 1};
+    case wgmma_tile::rows128_tokens256_split:
+      return {2, 256, 1, false, 1};
     case wgmma_tile::rows192_tokens128:
       return {3, 128, 1, true, 1};
     case wgmma_tile::rows128_tokens128:
@@ -57,32 +61,41 @@ inline constexpr int kWgmmaChunk = 32;
 /// pairs of tokens by eight rows, then meets 32 different banks.
 WATERWEIGHT_HOST_DEVICE constexpr int wgmma_sum_pitch(int rows) { return rows + 4; }
 
-/// Byte offsets in dynamic shared memory (from a multiple of 1024) of a tile with weights of
-/// `element_bytes`.
+/// What a tile with weights of `element_bytes` takes of dynamic shared memory, from a multiple of
+/// 1024.
 struct wgmma_layout {
-  int w_bytes;  ///< of one stage
+  int blocks;   ///< of K in a stage
+  int w_bytes;  ///< of one block
   int x_bytes;
   int stages;
   int sums;  ///< offset of the staging of finished sums; in a block of one tile over the stages
   int total;
 
-  WATERWEIGHT_HOST_DEVICE constexpr int stage_bytes() const { return w_bytes + x_bytes; }
-  WATERWEIGHT_HOST_DEVICE constexpr int x_offset() const { return stages * w_bytes; }
+  WATERWEIGHT_HOST_DEVICE constexpr int stage_k() const { return blocks * kWgmmaBlockK; }
+  WATERWEIGHT_HOST_DEVICE constexpr int stage_bytes() const { return blocks * (w_bytes + x_bytes); }
 };
 
 WATERWEIGHT_HOST_DEVICE constexpr wgmma_layout wgmma_layout_of(wgmma_policy p, int element_bytes) {
   const int w_bytes = p.rows() * kWgmmaBlockK * element_bytes;
   const int x_bytes = p.tokens * kWgmmaBlockK * 2;
+  // With few tokens, converting INT8 is more work than the products: two blocks then share the
+  // barriers and addresses of a stage.
+  const int blocks = element_bytes == 1 && p.tokens <= 128 ? 2 : 1;
   // An SM has 228 KiB, of which each block costs 1 KiB more than it asks for, 1 KiB goes to the
   // alignment of the stages and some bytes to the barriers.
   const int available = 228 * 1024 / p.blocks_per_sm - 2 * 1024 - 256;
   const int staging = p.persistent ? p.warpgroups * kWgmmaChunk * wgmma_sum_pitch(64) *
                                          static_cast<int>(sizeof(float))
                                    : 0;
-  const int fitting = (available - staging) / (w_bytes + x_bytes);
+  const int stage = blocks * (w_bytes + x_bytes);
+  const int fitting = (available - staging) / stage;
   const int stages = fitting < kWgmmaMaxStages ? fitting : kWgmmaMaxStages;
-  const int ring = stages * (w_bytes + x_bytes);
-  return {w_bytes, x_bytes, stages, p.persistent ? ring : 0, ring + staging};
+  return {blocks,
+          w_bytes,
+          x_bytes,
+          stages,
+          p.persistent ? stages * stage : 0,
+          stages * stage + staging};
 }
 
 /// How a product is cut: the tile, and the blocks that share K of each.
