@@ -49,13 +49,15 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-/// For a kernel launched by launch_with(overlapped): lets the next such grid start and waits until
-/// the previous one has finished and its writes are visible. Before any access to global memory.
-__device__ __forceinline__ void depend_on_previous_grid() {
-  asm volatile(
-      "griddepcontrol.launch_dependents;\n"
-      "griddepcontrol.wait;\n" ::
-          : "memory");
+/// In a grid launched as overlapped: waits until the previous one has finished and its writes are
+/// visible. Before any access to global memory.
+__device__ __forceinline__ void wait_for_previous_grid() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/// The next overlapped grid may start once all blocks of this one have said so or ended.
+__device__ __forceinline__ void allow_next_grid() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 }  // namespace detail

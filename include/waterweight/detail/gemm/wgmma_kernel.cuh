@@ -229,35 +229,37 @@ struct wgmma_consumer {
     wgmma_wait<0>();
     wgmma_pin(d);
     release();
+    allow_next_grid();
   }
 
-  /// Stores a tile, kWgmmaChunk tokens at a time through the warpgroup's own `sums`: the other
-  /// warpgroups and the copies of the next tile go on meanwhile.
+  /// Stores a tile, kWgmmaChunk tokens at a time through the warp's own `sums`: no warp waits for
+  /// another, and the copies of the next tile go on meanwhile.
   template <class Output>
-  __device__ __forceinline__ void store_chunks(float* sums, Output& output, int row0, int token0) {
-    constexpr int kPitch = wgmma_sum_pitch(64), kChunks = P.tokens / kWgmmaChunk;
-    const int warpgroup = threadIdx.x / 128, warp = threadIdx.x % 128 / 32;
-    const int channel = threadIdx.x % 32 * 2, n = row0 + 64 * warpgroup + channel;
+  __device__ __forceinline__ void store_chunks(float* sums, const Output& output, int row0,
+                                               int token0) {
+    constexpr int kPitch = wgmma_sum_pitch(16), kChunks = P.tokens / kWgmmaChunk;
+    const int lane = threadIdx.x % 32, token = lane / 8, channel = lane % 8 * 2;
+    const int n = row0 + threadIdx.x / 32 * 16 + channel;
     const float2 scale = output.scales(n);
 #pragma unroll 1
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      if (token0 + chunk * kWgmmaChunk >= output.m_count) break;
+      const int m0 = token0 + chunk * kWgmmaChunk;
+      if (m0 >= output.m_count) break;
       write_chunk<0>(chunk, sums);
-      named_barrier(1 + warpgroup, 128);
-      output.template store<kWgmmaChunk / 4>(
-          token0 + chunk * kWgmmaChunk + warp, 4, n, scale, [&](int i) {
-            return *reinterpret_cast<const float2*>(sums + (warp + 4 * i) * kPitch + channel);
-          });
-      named_barrier(1 + warpgroup, 128);
+      __syncwarp();
+      output.template store<kWgmmaChunk / 4>(m0 + token, 4, n, scale, [&](int i) {
+        return *reinterpret_cast<const float2*>(sums + (token + 4 * i) * kPitch + channel);
+      });
+      __syncwarp();
     }
   }
 
   /// Registers have no run-time index: one branch per chunk.
   template <int Chunk>
-  __device__ __forceinline__ void write_chunk(int chunk, float* sums) {
+  __device__ __forceinline__ void write_chunk(int chunk, float* sums) const {
     constexpr int kGroups = kWgmmaChunk / 8;
     if (chunk == Chunk) {
-      wgmma_write_sums<Chunk * kGroups, kGroups>(d, sums, wgmma_sum_pitch(64));
+      wgmma_write_sums<Chunk * kGroups, kGroups>(d, sums, wgmma_sum_pitch(16));
     } else if constexpr ((Chunk + 1) * kWgmmaChunk < P.tokens) {
       write_chunk<Chunk + 1>(chunk, sums);
     }
@@ -267,7 +269,7 @@ struct wgmma_consumer {
 /// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
 /// tokens in each block, and stores.
 template <wgmma_tile Tile, class Output>
-__device__ __forceinline__ void wgmma_store_parts(const float* sums, Output& output, int rank,
+__device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
                                                   int blocks, int row0, int token0) {
   constexpr wgmma_policy P = wgmma_policy_of(Tile);
   constexpr int kWarpsPerGroup = P.consumers() / 32 / P.warpgroups;
@@ -278,25 +280,25 @@ __device__ __forceinline__ void wgmma_store_parts(const float* sums, Output& out
   const int end = tokens * (rank + 1) / blocks;
   const float2 scale = output.scales(n);
   const std::uint32_t address = shared_address(sums + channel);
-  constexpr int kTogether = 2;
+  constexpr int kTogether = 8;
   for (int t = tokens * rank / blocks + warp / P.warpgroups; t < end;
        t += kTogether * kWarpsPerGroup) {
     float2 sum[kTogether] = {};
     for (int part = 0; part < blocks; ++part) {
+      float2 more[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
         const int token = min(t + i * kWarpsPerGroup, end - 1);
-        const float2 more = load_cluster_float2(address + token * kPitch * sizeof(float), part);
-        sum[i] = make_float2(sum[i].x + more.x, sum[i].y + more.y);
+        more[i] = load_cluster_float2(address + token * kPitch * sizeof(float), part);
       }
-    }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      if (t + i * kWarpsPerGroup < end) {
-        output.template store<1>(token0 + t + i * kWarpsPerGroup, 0, n, scale,
-                                 [&](int) { return sum[i]; });
+      for (int i = 0; i < kTogether; ++i) {
+        sum[i] = make_float2(sum[i].x + more[i].x, sum[i].y + more[i].y);
       }
     }
+    const int left = (end - t + kWarpsPerGroup - 1) / kWarpsPerGroup;
+    output.template store<kTogether>(
+        token0 + t, kWarpsPerGroup, n, scale, [&](int i) { return sum[i]; }, left);
   }
 }
 
@@ -331,38 +333,39 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
   }
   // A block may copy into another's shared memory as soon as its barriers are there.
   if constexpr (P.multicast > 1) {
-    cluster_barrier();
+    cluster_barrier<false>();
   } else {
     __syncthreads();
   }
-
-  depend_on_previous_grid();
+  wait_for_previous_grid();
 
   if (threadIdx.x >= P.consumers()) {
     if constexpr (P.wide()) set_register_limit<P.producer_registers(), false>();
     if (threadIdx.x == P.consumers()) ring.produce(w_map, x_map, schedule);
     __syncwarp();
-    if constexpr (!P.persistent) cluster_barrier();
+    if (!P.persistent && schedule.blocks > 1) cluster_barrier<true>();
   } else {
     if constexpr (P.wide()) set_register_limit<P.consumer_registers(), true>();
     wgmma_consumer<T, Element, Tile> consumer{ring};
     schedule.for_each_tile([&](int row0, int token0) {
       consumer.accumulate(schedule.k_end - schedule.k_begin);
-      if constexpr (wgmma_schedule<Tile>::P.persistent) {
-        constexpr int kFloats = kWgmmaChunk * wgmma_sum_pitch(64);
-        consumer.store_chunks(sums + threadIdx.x / 128 * kFloats, output, row0, token0);
+      constexpr bool kPersistent = wgmma_schedule<Tile>::P.persistent;
+      // The stages, which other warpgroups may still read, are where sums go.
+      if constexpr (!kPersistent) named_barrier(1, wgmma_schedule<Tile>::P.consumers());
+      if (kPersistent || schedule.blocks == 1) {
+        constexpr int kFloats = kWgmmaChunk * wgmma_sum_pitch(16);
+        consumer.store_chunks(sums + threadIdx.x / 32 * kFloats, output, row0, token0);
       } else {
-        // All warpgroups have read the stages that the sums now overwrite.
-        named_barrier(1, P.consumers());
-        wgmma_write_sums<0, P.tokens / 8>(consumer.d, sums + threadIdx.x / 128 * 64,
-                                          wgmma_sum_pitch(P.rows()));
-        cluster_barrier();
+        constexpr int kPitch = wgmma_sum_pitch(wgmma_schedule<Tile>::P.rows());
+        wgmma_write_sums<0, wgmma_schedule<Tile>::P.tokens / 8>(
+            consumer.d, sums + threadIdx.x / 32 * 16, kPitch);
+        cluster_barrier<true>();
         wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, row0, token0);
       }
     });
   }
   // Nobody leaves while others of the cluster may still reach its shared memory.
-  if constexpr (!P.persistent || P.multicast > 1) cluster_barrier();
+  if (P.multicast > 1 || (!P.persistent && schedule.blocks > 1)) cluster_barrier<false>();
 #endif
 }
 

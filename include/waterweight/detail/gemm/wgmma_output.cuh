@@ -42,30 +42,33 @@ struct wgmma_output {
     if (n + 1 < w.rows) y[m * ld + n + 1] = from_float<Out>(epilogue(sum.y * scale.y, m, n + 1));
   }
 
-  /// `Count` tokens m0, m0 + stride, ...; sum(i) gives the two sums of the i-th. What the epilogue
-  /// reads is read for all of them before anything is stored.
+  /// Tokens m0, m0 + stride, ...: `count` of `Count`; sum(i) gives the two sums of the i-th. What
+  /// the epilogue reads is read for all of them before anything is stored.
   template <int Count, class Sum>
-  __device__ __forceinline__ void store(int m0, int stride, int n, float2 scale, const Sum& sum) {
-    if (pairs && n + 1 < w.rows && m0 + (Count - 1) * stride < m_count) {
+  __device__ __forceinline__ void store(int m0, int stride, int n, float2 scale, const Sum& sum,
+                                        int count = Count) const {
+    if (count >= Count && pairs && n + 1 < w.rows && m0 + (Count - 1) * stride < m_count) {
       float2 value[Count];
 #pragma unroll
       for (int i = 0; i < Count; ++i) value[i] = finish(sum(i), scale, m0 + i * stride, n);
 #pragma unroll
       for (int i = 0; i < Count; ++i) store_pair(value[i], m0 + i * stride, n);
     } else {
-#pragma unroll 1
-      for (int i = 0; i < Count; ++i) store_guarded(sum(i), scale, m0 + i * stride, n);
+#pragma unroll
+      for (int i = 0; i < Count; ++i) {
+        if (i < count) store_guarded(sum(i), scale, m0 + i * stride, n);
+      }
     }
   }
 };
 
-/// Writes token groups [Begin, Begin + Count) of a warpgroup's sums to `sums` (the sums of token 8
-/// * Begin, first row of the warpgroup), tokens `pitch` floats apart.
+/// Writes token groups [Begin, Begin + Count) of a warp's 16 rows to `sums`, where that of its
+/// first row and token 8 * Begin belongs; tokens are `pitch` floats apart.
 template <int Begin, int Count, int Registers>
 __device__ __forceinline__ void wgmma_write_sums(const float (&d)[Registers], float* sums,
                                                  int pitch) {
-  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
-  float* const base = sums + 2 * (lane % 4) * pitch + row;
+  const int lane = threadIdx.x % 32;
+  float* const base = sums + 2 * (lane % 4) * pitch + lane / 4;
 #pragma unroll
   for (int j = 0; j < Count; ++j) {
 #pragma unroll

@@ -55,7 +55,7 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) 
 
 inline constexpr int kWgmmaBlockK = 64;  ///< K elements of a stage: 128 bytes of X, a swizzle span
 inline constexpr int kWgmmaMaxStages = 8;
-/// Tokens that a warpgroup of a persistent block hands through shared memory at a time.
+/// Tokens that a warp hands through shared memory at a time.
 inline constexpr int kWgmmaChunk = 32;
 /// Floats between the tokens of `rows` sums in shared memory: what a warp writes together, four
 /// pairs of tokens by eight rows, then meets 32 different banks.
@@ -84,7 +84,7 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_layout wgmma_layout_of(wgmma_policy p, i
   // An SM has 228 KiB, of which each block costs 1 KiB more than it asks for, 1 KiB goes to the
   // alignment of the stages and some bytes to the barriers.
   const int available = 228 * 1024 / p.blocks_per_sm - 2 * 1024 - 256;
-  const int staging = p.persistent ? p.warpgroups * kWgmmaChunk * wgmma_sum_pitch(64) *
+  const int staging = p.persistent ? p.consumers() / 32 * kWgmmaChunk * wgmma_sum_pitch(16) *
                                          static_cast<int>(sizeof(float))
                                    : 0;
   const int stage = blocks * (w_bytes + x_bytes);

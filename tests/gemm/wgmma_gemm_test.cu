@@ -1,0 +1,109 @@
+// Every tile of the wgmma GEMM, with every number of blocks sharing K, against the fp64 reference.
+// Needs a device of compute capability 9.0 and code built for sm_90a.
+#include <waterweight/detail/gemm/wgmma_launch.cuh>
+
+#include "tests/gemm/gemm_fixture.cuh"
+
+namespace {
+
+namespace detail = waterweight::detail;
+using detail::wgmma_plan;
+using detail::wgmma_tile;
+using waterweight::matrix_view;
+
+constexpr wgmma_tile kTiles[] = {wgmma_tile::rows128_tokens256, wgmma_tile::rows128_tokens256_split,
+                                 wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens128,
+                                 wgmma_tile::rows128_tokens64};
+
+template <class Types>
+class WgmmaGemmTest : public test::GemmFixture<Types> {
+ protected:
+  using typename test::GemmFixture<Types>::T;
+  using typename test::GemmFixture<Types>::Element;
+  using typename test::GemmFixture<Types>::Out;
+
+  void SetUp() override {
+    test::GemmFixture<Types>::SetUp();
+    if (this->IsSkipped() || this->HasFatalFailure()) return;
+    T* none = nullptr;
+    const Element* no_weights = nullptr;
+    Out* no_y = nullptr;
+    const auto launcher = make({none, 1, 1, 1}, no_weights, nullptr, 1, {no_y, 1, 1, 1},
+                               waterweight::identity_epilogue{});
+    if (this->device.compute_capability != 90 || !launcher.present()) {
+      GTEST_SKIP() << "no sm_90a code runs here";
+    }
+  }
+
+  template <class Epilogue>
+  auto make(matrix_view<T> x, const Element* w, const float* scale, std::int64_t w_ld,
+            matrix_view<Out> y, const Epilogue& epilogue) const {
+    const detail::weight_operand<Element> operand{w, scale, static_cast<int>(y.cols),
+                                                  static_cast<int>(x.cols), w_ld};
+    return detail::wgmma_launcher<T, Element, Out, Epilogue>{x, operand, y, epilogue, this->stream};
+  }
+
+  void check(const test::Shape& shape, test::Kind kind, wgmma_plan plan, std::mt19937& generator) {
+    SCOPED_TRACE(::testing::Message()
+                 << "tile " << static_cast<int>(plan.tile) << " splits " << plan.splits);
+    const auto gemm = [&](matrix_view<T> x, const Element* w, const float* scale, std::int64_t w_ld,
+                          matrix_view<Out> y, const auto& epilogue) {
+      return make(x, w, scale, w_ld, y, epilogue).run(this->device, plan);
+    };
+    test::GemmFixture<Types>::check(shape, kind, generator, gemm);
+  }
+
+  static bool splits_k(wgmma_tile tile) { return !detail::wgmma_policy_of(tile).persistent; }
+};
+TYPED_TEST_SUITE(WgmmaGemmTest, test::GemmCombinations);
+
+// Rows must start on 16-byte boundaries: K and the pads are chosen so that both operands' do.
+TYPED_TEST(WgmmaGemmTest, EveryTileWithTailsInEveryDimension) {
+  std::mt19937 generator(21);
+  int i = 0;
+  for (wgmma_tile tile : kTiles) {
+    this->check({300, 205, 1000, 24, 24, 0}, static_cast<test::Kind>(i++ % 5), {tile, 1},
+                generator);
+    this->check({17, 130, 72, 8, 8, 1}, static_cast<test::Kind>(i++ % 5), {tile, 1}, generator);
+    this->check({129, 400, 336, 0, 0, 2}, static_cast<test::Kind>(i++ % 5), {tile, 1}, generator);
+    this->check({1, 1, 16, 0, 0, 0}, static_cast<test::Kind>(i++ % 5), {tile, 1}, generator);
+  }
+}
+
+TYPED_TEST(WgmmaGemmTest, EveryNumberOfBlocksThatShareK) {
+  std::mt19937 generator(22);
+  int i = 0;
+  for (wgmma_tile tile : kTiles) {
+    if (!this->splits_k(tile)) continue;
+    for (int splits = 2; splits <= detail::kWgmmaMaxSplits; ++splits) {
+      const int m = test::random_int(1, 290, generator), n = test::random_int(1, 300, generator);
+      this->check({m, n, 1104, 16, 16, 1}, static_cast<test::Kind>(i++ % 5), {tile, splits},
+                  generator);
+    }
+  }
+}
+
+TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTiles) {
+  std::mt19937 generator(23);
+  // Three tiles and more for each block where there are up to 16 SMs; more SMs leave some idle.
+  waterweight::device_info& device = this->device;
+  device.sm_count = std::min(device.sm_count, 6);
+  for (wgmma_tile tile : kTiles) {
+    if (this->splits_k(tile)) continue;
+    this->check({700, 900, 208, 0, 0, 0}, test::Kind::bias, {tile, 1}, generator);
+    this->check({600, 1100, 64, 0, 0, 0}, test::Kind::residual, {tile, 1}, generator);
+  }
+}
+
+TYPED_TEST(WgmmaGemmTest, TheSelectorsPlansAreRight) {
+  std::mt19937 generator(24);
+  for (int m : {17, 64, 65, 128, 200, 256, 300}) {
+    for (int k : {16, 128, 656}) {
+      const wgmma_plan plan = detail::default_wgmma_selector{}(
+          this->device, m, 333, k, static_cast<int>(sizeof(typename TestFixture::Element)));
+      this->check({m, 333, k, 0, 0, 0}, test::Kind::gelu_tanh, plan, generator);
+    }
+  }
+}
+
+}  // namespace
