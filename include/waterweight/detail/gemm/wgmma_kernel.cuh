@@ -18,50 +18,11 @@
 #include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/detail/arch/wgmma.cuh>
 #include <waterweight/detail/gemm/wgmma_output.cuh>
+#include <waterweight/detail/gemm/wgmma_parts.cuh>
+#include <waterweight/detail/gemm/wgmma_schedule.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
-
-/// Which tiles a cluster computes, and which part of K its block. Blocks that run together share
-/// rows of X and of W: tokens vary first, in groups whose X the L2 can hold.
-template <wgmma_tile Tile>
-struct wgmma_schedule {
-  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  static constexpr int kTokenTiles = 16;
-
-  int rank;    ///< in the cluster
-  int blocks;  ///< of a cluster
-  int token_tiles, row_units, units;
-  int k_begin, k_end;  ///< in stages
-
-  __device__ __forceinline__ wgmma_schedule(int m_count, int rows, int cols, int stage_k,
-                                            int splits)
-      : rank(cluster_rank()), blocks(P.persistent ? P.multicast : splits) {
-    const int row_span = P.rows() * P.multicast;
-    token_tiles = (m_count + P.tokens - 1) / P.tokens;
-    row_units = (rows + row_span - 1) / row_span;
-    units = token_tiles * row_units;
-    const int stages = (cols + stage_k - 1) / stage_k;
-    k_begin = P.persistent ? 0 : stages * rank / blocks;
-    k_end = P.persistent ? stages : stages * (rank + 1) / blocks;
-  }
-
-  /// Calls body(first row of W, first token) for each tile.
-  template <class Body>
-  __device__ __forceinline__ void for_each_tile(const Body& body) const {
-    const int step = gridDim.x / blocks;
-    for (int unit = blockIdx.x / blocks; unit < units; unit += step) {
-      const int group = unit / (kTokenTiles * row_units);
-      const int inside = unit - group * kTokenTiles * row_units;
-      const int width = min(kTokenTiles, token_tiles - group * kTokenTiles);
-      const int row_unit = inside / width;
-      const int token_tile = group * kTokenTiles + inside - row_unit * width;
-      const int row_tile = P.multicast > 1 ? row_unit * P.multicast + rank : row_unit;
-      body(row_tile * P.rows(), token_tile * P.tokens);
-      if constexpr (!P.persistent) return;
-    }
-  }
-};
 
 /// The ring of stages in shared memory and where in it a warp is. A stage holds blocks of W, then
 /// as many of X.
@@ -102,21 +63,21 @@ struct wgmma_ring {
   /// One thread's work: fills stage after stage.
   __device__ __forceinline__ void produce(const CUtensorMap& w_map, const CUtensorMap& x_map,
                                           const wgmma_schedule<Tile>& schedule) {
-    schedule.for_each_tile([&](int row0, int token0) {
-      for (int k = schedule.k_begin * L.blocks; k < schedule.k_end * L.blocks; k += L.blocks) {
+    schedule.for_each_segment([&](const wgmma_segment& s) {
+      for (int k = s.begin * L.blocks; k < s.end * L.blocks; k += L.blocks) {
         mbarrier_wait(free(), parity ^ 1);
         mbarrier_arrive_expect(filled, L.stage_bytes());
 #pragma unroll
         for (int block = 0; block < L.blocks; ++block) {
           const int column = (k + block) * kWgmmaBlockK;
-          tma_load(w(block), w_map, row0, column, filled);
+          tma_load(w(block), w_map, s.row0, column, filled);
           if constexpr (P.multicast > 1) {
             constexpr int kShare = P.tokens / P.multicast;
             const int from = kShare * schedule.rank;
-            tma_load_multicast(x(block) + from * kWgmmaBlockK * 2, x_map, token0 + from, column,
+            tma_load_multicast(x(block) + from * kWgmmaBlockK * 2, x_map, s.token0 + from, column,
                                filled, (1 << P.multicast) - 1);
           } else {
-            tma_load(x(block), x_map, token0, column, filled);
+            tma_load(x(block), x_map, s.token0, column, filled);
           }
         }
         advance();
@@ -310,7 +271,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
     wgmma_gemm_kernel([[maybe_unused]] const __grid_constant__ CUtensorMap w_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap x_map,
                       [[maybe_unused]] wgmma_output<Element, Out, Epilogue> output,
-                      [[maybe_unused]] int splits) {
+                      [[maybe_unused]] wgmma_parts parts, [[maybe_unused]] int splits) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr wgmma_policy P = wgmma_policy_of(Tile);
   constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
@@ -347,20 +308,36 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
   } else {
     if constexpr (P.wide()) set_register_limit<P.consumer_registers(), true>();
     wgmma_consumer<T, Element, Tile> consumer{ring};
-    schedule.for_each_tile([&](int row0, int token0) {
-      consumer.accumulate(schedule.k_end - schedule.k_begin);
-      constexpr bool kPersistent = wgmma_schedule<Tile>::P.persistent;
-      // The stages, which other warpgroups may still read, are where sums go.
-      if constexpr (!kPersistent) named_barrier(1, wgmma_schedule<Tile>::P.consumers());
-      if (kPersistent || schedule.blocks == 1) {
-        constexpr int kFloats = kWgmmaChunk * wgmma_sum_pitch(16);
-        consumer.store_chunks(sums + threadIdx.x / 32 * kFloats, output, row0, token0);
+    schedule.for_each_segment([&](const wgmma_segment& s) {
+      constexpr wgmma_policy policy = wgmma_policy_of(Tile);
+      float* const own_sums = sums + threadIdx.x / 32 * kWgmmaChunk * wgmma_sum_pitch(16);
+      consumer.accumulate(s.end - s.begin);
+      if constexpr (policy.persistent) {
+        const auto slot = [&](int cluster) { return cluster * policy.multicast + schedule.rank; };
+        if (s.begin > 0) {
+          parts.give(consumer.d, slot(schedule.cluster));
+          return;
+        }
+        if (s.end < schedule.stages) {
+          std::int64_t from = schedule.stretch(schedule.cluster + 1);
+          for (int next = schedule.cluster + 1; from < s.tile_end; ++next) {
+            const std::int64_t to = schedule.stretch(next + 1);
+            if (to > from) parts.take(consumer.d, slot(next));
+            from = to;
+          }
+        }
+        consumer.store_chunks(own_sums, output, s.row0, s.token0);
       } else {
-        constexpr int kPitch = wgmma_sum_pitch(wgmma_schedule<Tile>::P.rows());
-        wgmma_write_sums<0, wgmma_schedule<Tile>::P.tokens / 8>(
-            consumer.d, sums + threadIdx.x / 32 * 16, kPitch);
-        cluster_barrier<true>();
-        wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, row0, token0);
+        // The stages, which other warpgroups may still read, are where sums go.
+        named_barrier(1, policy.consumers());
+        if (schedule.blocks == 1) {
+          consumer.store_chunks(own_sums, output, s.row0, s.token0);
+        } else {
+          wgmma_write_sums<0, policy.tokens / 8>(consumer.d, sums + threadIdx.x / 32 * 16,
+                                                 wgmma_sum_pitch(policy.rows()));
+          cluster_barrier<true>();
+          wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, s.row0, s.token0);
+        }
       }
     });
   }

@@ -13,6 +13,7 @@ struct wgmma_launcher {
   weight_operand<Element> w;
   matrix_view<Out> y;
   Epilogue epilogue;
+  void* workspace;  ///< wgmma_workspace_bytes(SMs of the device)
   cudaStream_t stream;
 
   /// cudaErrorInvalidDeviceFunction: the code that this device runs was not compiled for sm_90a, or
@@ -21,14 +22,16 @@ struct wgmma_launcher {
     switch (plan.tile) {
       case wgmma_tile::rows128_tokens256:
         return run<wgmma_tile::rows128_tokens256>(device, plan.splits);
-      case wgmma_tile::rows128_tokens256_split:
-        return run<wgmma_tile::rows128_tokens256_split>(device, plan.splits);
       case wgmma_tile::rows192_tokens128:
         return run<wgmma_tile::rows192_tokens128>(device, plan.splits);
       case wgmma_tile::rows128_tokens128:
         return run<wgmma_tile::rows128_tokens128>(device, plan.splits);
-      default:
+      case wgmma_tile::rows128_tokens64:
         return run<wgmma_tile::rows128_tokens64>(device, plan.splits);
+      case wgmma_tile::split_rows128_tokens128:
+        return run<wgmma_tile::split_rows128_tokens128>(device, plan.splits);
+      default:
+        return run<wgmma_tile::split_rows128_tokens64>(device, plan.splits);
     }
   }
 
@@ -56,10 +59,14 @@ struct wgmma_launcher {
     const std::int64_t units =
         ceil_div(x.rows, P.tokens) * ceil_div(w.rows, P.rows() * P.multicast);
     const int cluster = P.persistent ? P.multicast : splits;
-    const std::int64_t resident = P.persistent ? device.sm_count / cluster : units;
-    const std::int64_t blocks = cluster * std::min(units, std::max<std::int64_t>(resident, 1));
-    return launch_with({cluster, WWPDL}, kernel, dim3(static_cast<unsigned>(blocks)), P.threads(),
-                       L.total + 1024, stream, w_map, x_map, output, splits);
+    // A persistent cluster needs no more of its own than a stage of K.
+    const std::int64_t work = P.persistent ? units * ceil_div(w.cols, L.stage_k()) : units;
+    const std::int64_t resident = P.persistent ? std::max(device.sm_count / cluster, 1) : units;
+    const std::int64_t blocks = cluster * std::min(work, resident);
+    const launch_traits traits{cluster, P.blocks_per_sm == 1};
+    return launch_with(traits, kernel, dim3(static_cast<unsigned>(blocks)), P.threads(),
+                       L.total + 1024, stream, w_map, x_map, output,
+                       wgmma_parts{static_cast<std::byte*>(workspace)}, splits);
   }
 };
 

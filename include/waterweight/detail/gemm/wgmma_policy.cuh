@@ -8,11 +8,13 @@ namespace detail {
 
 enum class wgmma_tile {
   rows128_tokens256,
-  rows128_tokens256_split,
   rows192_tokens128,
   rows128_tokens128,
   rows128_tokens64,
+  split_rows128_tokens128,  ///< a cluster splits K
+  split_rows128_tokens64,
 };
+inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 /// A block computes rows() x tokens of Y^T; each warpgroup of consumers owns 64 rows of W.
 struct wgmma_policy {
@@ -26,7 +28,7 @@ struct wgmma_policy {
   WATERWEIGHT_HOST_DEVICE constexpr int consumers() const { return 128 * warpgroups; }
   /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
   /// one thread of it works, because only whole warpgroups can hand registers to others.
-  WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return persistent || tokens == 256; }
+  WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return persistent; }
   WATERWEIGHT_HOST_DEVICE constexpr int threads() const {
     return consumers() + (wide() ? 128 : 32);
   }
@@ -42,11 +44,13 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) 
   switch (tile) {
     case wgmma_tile::rows128_tokens256:
       return {2, 256, 2, true, 1};
-    case wgmma_tile::rows128_tokens256_split:
-      return {2, 256, 1, false, 1};
     case wgmma_tile::rows192_tokens128:
       return {3, 128, 1, true, 1};
     case wgmma_tile::rows128_tokens128:
+      return {2, 128, 1, true, 1};
+    case wgmma_tile::rows128_tokens64:
+      return {2, 64, 1, true, 1};
+    case wgmma_tile::split_rows128_tokens128:
       return {2, 128, 1, false, 1};
     default:
       return {2, 64, 1, false, 2};
