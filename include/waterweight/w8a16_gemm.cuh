@@ -20,19 +20,19 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 /// row, any M, N, K >= 1 (unaligned rows take a slower path). y must not overlap x or w.
 /// Epilogue: a functor as in device/epilogue.cuh.
 /// ws: at least w8a16_gemm_workspace_bytes(M, N, K, device).
-/// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 128 rows of X.
+/// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 128 rows of X or more.
 /// Deterministic: the order of the sum over K depends on the shape and the device alone.
 /// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, sizes
-/// or leading dimensions of 2^31 or more, short workspace), nothing launched; else the launch's own
+/// or leading dimensions of 2^31 or more, short or unaligned workspace), nothing launched; else the launch's own
 /// code.
 template <class X, class Out, class Epilogue>
 [[nodiscard]] cudaError_t w8a16_gemm(const device_info& device, matrix_view<X> x,
                                      int8_weight_view w, matrix_view<Out> y, Epilogue epilogue,
                                      workspace ws, cudaStream_t stream) noexcept {
-  if (!detail::valid_weights(w) || !detail::valid_workspace(ws, 0)) return cudaErrorInvalidValue;
+  if (!detail::valid_weights(w)) return cudaErrorInvalidValue;
   const detail::weight_operand<std::int8_t> operand{w.data, w.scale, static_cast<int>(w.rows),
                                                     static_cast<int>(w.cols), w.ld};
-  return detail::gemm(device, x, operand, y, epilogue, stream);
+  return detail::gemm(device, x, operand, y, epilogue, ws, stream);
 }
 
 /// The same with weights of X's own type: w is [N, K].
@@ -41,16 +41,17 @@ template <class X, class Out, class Epilogue>
                                       matrix_view<const std::remove_const_t<X>> w,
                                       matrix_view<Out> y, Epilogue epilogue, workspace ws,
                                       cudaStream_t stream) noexcept {
-  if (!detail::valid_matrix(w) || !detail::valid_workspace(ws, 0)) return cudaErrorInvalidValue;
+  if (!detail::valid_matrix(w)) return cudaErrorInvalidValue;
   const detail::weight_operand<std::remove_const_t<X>> operand{
       w.data, nullptr, static_cast<int>(w.rows), static_cast<int>(w.cols), w.ld};
-  return detail::gemm(device, x, operand, y, epilogue, stream);
+  return detail::gemm(device, x, operand, y, epilogue, ws, stream);
 }
 
 /// Workspace that any call with m <= M, n <= N, k <= K needs on this device. Serves both functions.
-constexpr std::size_t w8a16_gemm_workspace_bytes(std::int64_t, std::int64_t, std::int64_t,
-                                                 const device_info&) noexcept {
-  return 0;  // every kernel reduces inside a block
+/// Its address must be a multiple of 16.
+constexpr std::size_t w8a16_gemm_workspace_bytes(std::int64_t m, std::int64_t, std::int64_t,
+                                                 const device_info& device) noexcept {
+  return detail::gemm_workspace_bytes(device, m);
 }
 
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -105,9 +105,11 @@ class GemmFixture : public GpuTest {
   using Element = std::tuple_element_t<1, Types>;
   using Out = std::tuple_element_t<2, Types>;
 
-  /// Runs the function under test, gemm(x, w, scale, w_ld, y, epilogue), and compares.
+  /// Runs the function under test, gemm(x, w, scale, w_ld, y, epilogue, workspace), and compares.
+  /// Of the workspace there are `workspace_bytes`.
   template <class Gemm>
-  void check(const Shape& shape, Kind kind, std::mt19937& generator, const Gemm& gemm) {
+  void check(const Shape& shape, Kind kind, std::mt19937& generator, std::size_t workspace_bytes,
+             const Gemm& gemm) {
     SCOPED_TRACE(::testing::Message() << "M " << shape.m << " N " << shape.n << " K " << shape.k
                                       << " pads " << shape.x_pad << " " << shape.w_pad << " "
                                       << shape.y_pad << " epilogue " << static_cast<int>(kind));

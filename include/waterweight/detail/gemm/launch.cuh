@@ -7,6 +7,8 @@
 #include <waterweight/detail/gemm/gemv_kernel.cuh>
 #include <waterweight/detail/gemm/policy.cuh>
 #include <waterweight/detail/gemm/tiled_kernel.cuh>
+#include <waterweight/detail/gemm/wgmma_launch.cuh>
+#include <waterweight/detail/gemm/wgmma_selector.cuh>
 #include <waterweight/detail/launch.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -18,6 +20,7 @@ struct gemm_launcher {
   weight_operand<Element> w;
   matrix_view<Out> y;
   Epilogue epilogue;
+  workspace ws;
   cudaStream_t stream;
 
   cudaError_t fixed_point(const device_info& device) const {
@@ -29,6 +32,15 @@ struct gemm_launcher {
                   kFixedPointThreads,
                   fixed_point_shared_bytes(w.cols, static_cast<int>(ceil_div(tiles, blocks))),
                   stream, x.data, w, y.data, epilogue);
+  }
+
+  cudaError_t wgmma(const device_info& device, wgmma_plan plan) const {
+    if constexpr (kCompiledForSm90) {
+      return wgmma_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws.data, stream}.run(
+          device, plan);
+    } else {
+      return cudaErrorInvalidDeviceFunction;
+    }
   }
 
   template <int NTiles>
@@ -59,6 +71,12 @@ struct gemm_launcher {
       if (kind == gemm_kind::fixed_point) return fixed_point(device);
     }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
+    if (copyable && may_use_wgmma(device, x.rows)) {
+      const wgmma_plan plan =
+          default_wgmma_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element));
+      const cudaError_t status = wgmma(device, plan);
+      if (status != cudaErrorInvalidDeviceFunction) return status;
+    }
     // Unaligned rows are rare: one tile shape serves them all.
     if (!copyable) return tiled<false, false>();
     return kind == gemm_kind::large_tile ? tiled<true, true>() : tiled<false, true>();
@@ -69,7 +87,7 @@ struct gemm_launcher {
 template <class X, class Element, class Out, class Epilogue>
 cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
                  const weight_operand<Element>& w, const matrix_view<Out>& y,
-                 const Epilogue& epilogue, cudaStream_t stream) {
+                 const Epilogue& epilogue, const workspace& ws, cudaStream_t stream) {
   using T = std::remove_const_t<X>;
   static_assert(is_activation_v<T>, "X must be __half or __nv_bfloat16");
   static_assert(std::is_same_v<Out, T> || std::is_same_v<Out, float>,
@@ -78,8 +96,10 @@ cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
   const bool valid = valid_matrix(x) && valid_matrix(y) && device.sm_count > 0 &&
                      x.cols == w.cols && y.rows == x.rows && y.cols == w.rows &&
                      w.rows <= std::int64_t{65535} * 64;
-  if (!valid) return cudaErrorInvalidValue;
-  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, stream}.run(device);
+  if (!valid || !valid_workspace(ws, gemm_workspace_bytes(device, x.rows))) {
+    return cudaErrorInvalidValue;
+  }
+  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream}.run(device);
 }
 
 }  // namespace detail

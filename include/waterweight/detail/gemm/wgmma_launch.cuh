@@ -16,6 +16,11 @@ struct wgmma_launcher {
   void* workspace;  ///< wgmma_workspace_bytes(SMs of the device)
   cudaStream_t stream;
 
+  /// Whether the current device runs code that was compiled for sm_90a.
+  static bool present() {
+    return has_code(wgmma_gemm_kernel<T, Element, Out, Epilogue, wgmma_tile::rows128_tokens256>);
+  }
+
   /// cudaErrorInvalidDeviceFunction: the code that this device runs was not compiled for sm_90a, or
   /// its driver has no tensor maps; nothing was launched.
   cudaError_t run(const device_info& device, wgmma_plan plan) const {
@@ -24,10 +29,6 @@ struct wgmma_launcher {
         return run<wgmma_tile::rows128_tokens256>(device, plan.splits);
       case wgmma_tile::rows192_tokens128:
         return run<wgmma_tile::rows192_tokens128>(device, plan.splits);
-      case wgmma_tile::rows128_tokens128:
-        return run<wgmma_tile::rows128_tokens128>(device, plan.splits);
-      case wgmma_tile::rows128_tokens64:
-        return run<wgmma_tile::rows128_tokens64>(device, plan.splits);
       case wgmma_tile::split_rows128_tokens128:
         return run<wgmma_tile::split_rows128_tokens128>(device, plan.splits);
       default:
@@ -36,19 +37,25 @@ struct wgmma_launcher {
   }
 
  private:
+  /// Only the code for sm_90a has static shared memory.
+  template <class... Parameters>
+  static bool has_code(void (*kernel)(Parameters...)) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) ==
+               cudaSuccess &&
+           attributes.sharedSizeBytes > 0;
+  }
+
   template <wgmma_tile Tile>
   cudaError_t run(const device_info& device, int splits) const {
     constexpr wgmma_policy P = wgmma_policy_of(Tile);
     constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
     const auto kernel = wgmma_gemm_kernel<T, Element, Out, Epilogue, Tile>;
-    cudaFuncAttributes attributes;
-    cudaError_t status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
-    if (status != cudaSuccess) return status;
     const auto encode = tma_encoder();
-    if (attributes.sharedSizeBytes == 0 || encode == nullptr) return cudaErrorInvalidDeviceFunction;
+    if (encode == nullptr || !has_code(kernel)) return cudaErrorInvalidDeviceFunction;
 
     CUtensorMap w_map, x_map;
-    status = tma_make_map(encode, w.data, w.rows, w.cols, w.ld, P.rows(), &w_map);
+    cudaError_t status = tma_make_map(encode, w.data, w.rows, w.cols, w.ld, P.rows(), &w_map);
     if (status != cudaSuccess) return status;
     status = tma_make_map(encode, x.data, x.rows, x.cols, x.ld, P.tokens / P.multicast, &x_map);
     if (status != cudaSuccess) return status;
@@ -59,11 +66,12 @@ struct wgmma_launcher {
     const std::int64_t units =
         ceil_div(x.rows, P.tokens) * ceil_div(w.rows, P.rows() * P.multicast);
     const int cluster = P.persistent ? P.multicast : splits;
-    // A persistent cluster needs no more of its own than a stage of K.
-    const std::int64_t work = P.persistent ? units * ceil_div(w.cols, L.stage_k()) : units;
+    // A persistent cluster's share may be as little as a stage of K.
+    const std::int64_t work =
+        P.persistent && splits > 1 ? units * ceil_div(w.cols, L.stage_k()) : units;
     const std::int64_t resident = P.persistent ? std::max(device.sm_count / cluster, 1) : units;
     const std::int64_t blocks = cluster * std::min(work, resident);
-    const launch_traits traits{cluster, P.blocks_per_sm == 1};
+    const launch_traits traits{cluster, true};
     return launch_with(traits, kernel, dim3(static_cast<unsigned>(blocks)), P.threads(),
                        L.total + 1024, stream, w_map, x_map, output,
                        wgmma_parts{static_cast<std::byte*>(workspace)}, splits);

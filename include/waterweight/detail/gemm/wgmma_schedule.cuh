@@ -18,11 +18,11 @@ struct wgmma_segment {
 /// each block that shares rows of X. Clusters that run together share rows of X and of W: tokens
 /// vary first, in groups whose X the L2 can hold.
 ///
-/// Persistent blocks take whole units while there is one for every cluster. The stages of the units
-/// left over are cut into equal stretches, one for each cluster: the block with the first part of a
-/// tile adds what the following clusters have summed, in their order. These did so first thing in
-/// their stretches, the other block comes to it last. It waits for clusters started before it:
-/// stretches are numbered against the order in which blocks start.
+/// Persistent blocks take whole units. With splits > 1, only while there is one for every cluster:
+/// the stages of the units left over are cut into equal stretches, one for each cluster: the block
+/// with the first part of a tile adds what the following clusters have summed, in their order.
+/// These did so first thing in their stretches, the other block comes to it last. It waits for
+/// clusters started before it: stretches are numbered against the order in which blocks start.
 ///
 /// Other blocks have one tile, of which each block of the cluster sums a part of K.
 template <wgmma_tile Tile>
@@ -48,7 +48,7 @@ struct wgmma_schedule {
     const int units = token_tiles * row_units;
     // The last whole round is shared too: stretches of a round and more keep the parts few.
     const int rounds = units / clusters;
-    whole = units % clusters == 0 ? units : max(rounds - 1, 0) * clusters;
+    whole = splits == 1 || units % clusters == 0 ? units : max(rounds - 1, 0) * clusters;
     rest = static_cast<std::int64_t>(units - whole) * stages;
   }
 
