@@ -31,14 +31,6 @@ template <int HeadDim>
 inline constexpr int kPrefillSharedBytes =
     (kForwardTile<HeadDim>.rows() + 4 * kForwardTile<HeadDim>.columns) * kPaddedHeadDim<HeadDim> *
     2;
-
-/// exp2 of the special function unit: 2 ulp, and 0 for -inf.
-__device__ __forceinline__ float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// scores[r][j] = rows 16 * r .. of the warp's row operand times columns 8 * j .. of `tile`: the
 /// part of S = A B^T that both attention kernels share. `first_row` is the warp's first row in
 /// `row_tile`, whose fragments are in `kept` if the policy keeps them.
