@@ -28,7 +28,7 @@ template <class T>
 /// lse: [batch, heads, tokens] fp32 natural log-sum-exp of the scaled scores; null to skip (then
 /// column_sums must be null too).
 /// column_sums: [batch, kv_heads, tokens] fp32: for each key the softmax mass it received from all
-/// queries of its head group; null to skip. H2O's initial scores.
+/// queries of its head group: H2O's initial scores; null to skip. At most 8388480 tokens with them.
 /// Cost: 2*head_dim*tokens^2 FLOP per head, half as much again for column sums; O(tokens) memory.
 /// Deterministic (one owner per output). After FlashAttention-2 (Dao 2023) and H2O (2023).
 template <class T>

@@ -18,6 +18,16 @@ __device__ __forceinline__ T warp_reduce(T value, const Op& op) {
   return value;
 }
 
+/// The sum of `value` over a warp's lanes up to and including the caller's.
+__device__ __forceinline__ int warp_prefix_sum(int value) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, value, offset);
+    if (static_cast<int>(threadIdx.x % 32) >= offset) value += before;
+  }
+  return value;
+}
+
 /// Combines `value` of all Threads threads by the associative `op`; every thread gets the result.
 /// `scratch`: Threads / 32 elements of shared memory, free for reuse after the next __syncthreads.
 template <int Threads, class T, class Op>

@@ -42,12 +42,13 @@ cudaError_t launch_prefill(const device_info& device, const heads_view<const T>&
     constexpr int kHeadDim = decltype(dim)::value;
     const dim3 grid(static_cast<unsigned>(ceil_div(q.tokens, kForwardTile<kHeadDim>.rows())),
                     static_cast<unsigned>(q.heads), static_cast<unsigned>(q.batch));
+    const dim3 column_grid(static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch),
+                           static_cast<unsigned>(ceil_div(q.tokens, kColumnKeys)));
+    if (column_sums != nullptr && column_grid.z > 65535) return cudaErrorInvalidValue;
     const cudaError_t status =
         launch(prefill_kernel<T, kHeadDim>, grid, kPrefillThreads, kPrefillSharedBytes<kHeadDim>,
                stream, q, k, v, lengths, out, lse, scale_log2);
     if (status != cudaSuccess || column_sums == nullptr) return status;
-    const dim3 column_grid(static_cast<unsigned>(ceil_div(q.tokens, kColumnTile<kHeadDim>.rows())),
-                           static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch));
     return launch(column_sum_kernel<T, kHeadDim>, column_grid, kPrefillThreads,
                   kColumnSharedBytes<kHeadDim>, stream, q, k, lengths, lse, column_sums,
                   scale_log2);

@@ -14,14 +14,14 @@ inline constexpr int kPrefillThreads = 32 * kPrefillWarps;
 /// bandwidth asks for. At head_dim 256 the output of one group alone fills the registers.
 struct attention_tile {
   int row_tiles;
-  int columns;     ///< keys (forward) or queries (column sums) per step
-  bool keep_rows;  ///< the row operand's fragments stay in registers
+  int columns;     ///< keys per step
+  bool keep_rows;  ///< the queries' fragments stay in registers
 
   WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 16 * row_tiles * kPrefillWarps; }
 };
 
-/// Forward: rows are queries. 64 columns where the scores fit beside the output. The tiles of
-/// head_dim 256 together take exactly the 99 KiB a block may have on sm_86 and sm_89.
+/// Rows are queries. 64 columns where the scores fit beside the output. The tiles of head_dim 256
+/// together take exactly the 99 KiB a block may have on sm_86 and sm_89.
 template <int HeadDim>
 inline constexpr attention_tile kForwardTile = HeadDim <= 80    ? attention_tile{2, 64, true}
                                                : HeadDim <= 128 ? attention_tile{2, 32, false}
