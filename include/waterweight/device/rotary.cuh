@@ -47,7 +47,7 @@ class element_rotation {
   }
 
   __device__ __forceinline__ float operator()(float own, float partner) const {
-    return own * cosine_ + partner * sine_;
+    return fmaf(own, cosine_, partner * sine_);
   }
 
  private:

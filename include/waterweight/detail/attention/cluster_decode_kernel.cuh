@@ -110,14 +110,14 @@ __device__ __forceinline__ float4 unpack_four(uint2 words) {
 /// is slots [s * kClusterSplitSlots, (s + 1) * kClusterSplitSlots) as far as they are live, so what
 /// it gives does not depend on the capacity. Block 0 merges the outputs, block 1 accounts and
 /// evicts.
-/// resident: all blocks fit on the card at once, and so start before their turn. early: keys and
-/// values may then be read.
-template <class T, int HeadDim>
-__global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
+/// Resident: all blocks fit on the card at once, and so start before their turn; one of each step
+/// per SM, with registers to spare. early: keys and values may then be read.
+template <class T, int HeadDim, bool Resident>
+__global__ void __launch_bounds__(kClusterThreads, !Resident && HeadDim <= 96 ? 4 : 1)
     cluster_decode_kernel(heads_view<const T> q, heads_view<const T> k_new,
                           heads_view<const T> v_new, rotary_view rotary, kv_cache_view<T> cache,
                           h2o_state_view state, h2o_policy policy, heads_view<T> out,
-                          float scale_log2, bool resident, bool early) {
+                          float scale_log2, bool early) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using layout = cluster_decode_shape<HeadDim>;
   constexpr int kThreads = kClusterThreads, kRowBytes = layout::kRowBytes;
@@ -158,14 +158,14 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
     }
     __syncwarp();
     // A hint: the kernels ahead may be about to change the length.
-    if (resident) expected = rows_from(begin, __ldcg(state.length + sequence));
+    if (Resident) expected = rows_from(begin, __ldcg(state.length + sequence));
     if (early) {
       request(0, expected);
     } else if (lane == 0 && expected > 0) {
       bulk_prefetch(k_split, expected * kRowBytes);
       bulk_prefetch(v_split, expected * kRowBytes);
     }
-  } else if (resident && tid * 32 < cache.capacity) {  // a line of each
+  } else if (Resident && tid * 32 < cache.capacity) {  // a line of each
     if (tid == 0) prefetch_l2(state.free_slot + row);
     if (accounts) {
       prefetch_l2(state.score + slots + tid * 32);
@@ -176,15 +176,14 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
       q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride;
   const T* const key = k_new.data + sequence * k_new.batch_stride + kv_head * k_new.head_stride;
   const T* const value = v_new.data + sequence * v_new.batch_stride + kv_head * v_new.head_stride;
-  T* const outputs =
-      out.data + sequence * out.batch_stride + kv_head * group_size * out.head_stride;
   element_rotation rotation(rotary, min(tid, HeadDim - 1));
   // Parameters come through a cache that is cold at every launch: not when they are first needed.
-  asm volatile("" ::"l"(outputs), "l"(out.head_stride), "l"(state.capacity_of), "r"(policy.sinks),
-               "r"(policy.heavy), "r"(policy.recent), "r"(policy.evict_every),
-               "r"(static_cast<int>(policy.granularity)), "f"(scale_log2));
+  asm volatile("" ::"l"(out.data), "l"(out.batch_stride), "l"(out.head_stride),
+               "l"(state.capacity_of), "r"(policy.sinks), "r"(policy.heavy), "r"(policy.recent),
+               "r"(policy.evict_every), "r"(static_cast<int>(policy.granularity)), "f"(scale_log2));
   __syncthreads();
-  cluster_arrive_relaxed();  // this block's shared memory and barriers are there
+  cluster_arrive_relaxed();
+  cluster_wait();  // the blocks that receive have started and made their barriers
   wait_for_earlier_kernels();
   // Not earlier: the kernel after the next one would take its place on the SMs too, and leave the
   // next one's blocks to crowd on what is free.
@@ -193,7 +192,7 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
   // Everything the step depends on is under way before the first of it is used.
   if (warp == kCopyWarp) {
     // A cache with a budget is full but for its beginnings: worth no wait for the length.
-    if (!resident) {
+    if (!Resident) {
       expected = rows_from(begin, scored ? cache.capacity : __ldcg(state.length + sequence));
     }
     if (!early) request(0, expected);
@@ -225,14 +224,15 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
   cp_async_commit();
   __syncthreads();
 
-  const int live = min(length + 1, cache.capacity), step = step_of_token;
-  const int fresh = min(max(free_slot, 0), live - 1);
-  const int rows = rows_from(begin, length), fresh_row = fresh - begin;
+  // Not kept but read again where they are needed: there are no registers to spare.
+  const auto live_slots = [&] { return min(length + 1, cache.capacity); };
+  const auto fresh_slot = [&] { return min(max(free_slot, 0), live_slots() - 1); };
+  const int rows = rows_from(begin, length), fresh_row = fresh_slot() - begin;
   auto* const query = reinterpret_cast<float*>(shared + at.query());
   auto* const fresh_key = reinterpret_cast<T*>(shared + at.fresh());
   T* const fresh_value = fresh_key + HeadDim;
   if (tid < HeadDim) {
-    rotation.set_position(step);
+    rotation.set_position(step_of_token);
     const T new_key = from_float<T>(rotation(key_own, key_partner));
     query[tid] = rotation(q_own, q_partner);
     fresh_key[tid] = new_key;
@@ -249,10 +249,11 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
     }
   }
   if (tid == kThreads - 1) {
-    if (scored ? accounts : merges) state.position[slots + fresh] = step;
+    if (scored ? accounts : merges) state.position[slots + fresh_slot()] = step_of_token;
     // Of every query head two numbers per split, and outputs per split, or a logit per slot.
     if (merges) mbarrier_arrive_expect(results_there, 4 * group_size * splits * (2 + HeadDim));
-    if (accounts) mbarrier_arrive_expect(results_there, 4 * group_size * (2 * splits + live));
+    if (accounts)
+      mbarrier_arrive_expect(results_there, 4 * group_size * (2 * splits + live_slots()));
   }
   std::uint32_t parity = 0;
   if (rows > expected_rows) {  // a sequence that has grown, or changed, since the hint
@@ -263,7 +264,6 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
   }
   __syncthreads();  // the query and the fresh row
   mbarrier_wait(keys_there, parity);
-  cluster_wait();  // the blocks that receive have started
 
   const int key_row = tid / 2, half = tid % 2;
   auto* const p = reinterpret_cast<float*>(shared + at.p());
@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
                                      ? reinterpret_cast<std::byte*>(fresh_key)
                                      : shared + at.keys() + key_row * layout::kKeyPitch;
       float dot[2] = {0.0f, 0.0f};
-#pragma unroll
+#pragma unroll(Resident ? 4 : 1)
       for (int i = 0; i < HeadDim / 16; ++i) {
         const int vector = 2 * i + half;
         const uint4 words = *reinterpret_cast<const uint4*>(row_key + 16 * vector);
@@ -356,11 +356,13 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
   // From here on few instructions count for more than what they do: each is fetched for this once.
   const auto* stat = reinterpret_cast<const float2*>(shared + at.stat());
   if (merges) {
-    if (!scored && tid == 0) state.free_slot[row] = live;
+    if (!scored && tid == 0) state.free_slot[row] = live_slots();
     if (tid < HeadDim) {
+      T* output =
+          out.data + sequence * out.batch_stride + kv_head * group_size * out.head_stride + tid;
       const auto* partial = reinterpret_cast<const float*>(shared + at.partial()) + tid;
 #pragma unroll 1
-      for (int h = 0; h < group_size; ++h) {
+      for (int h = 0; h < group_size; ++h, output += out.head_stride) {
         const h2o_softmax softmax = h2o_softmax::merge(stat, splits);
         float sum = 0.0f;
 #pragma unroll 1
@@ -368,11 +370,12 @@ __global__ void __launch_bounds__(kClusterThreads, HeadDim <= 96 ? 4 : 1)
           // An empty split has no maximum to compare.
           if (stat->y != 0.0f) sum = fmaf(softmax.probability(stat->x), *partial, sum);
         }
-        outputs[h * out.head_stride + tid] = from_float<T>(sum);
+        *output = from_float<T>(sum);
       }
     }
   }
   if (!accounts) return;
+  const int live = live_slots(), fresh = fresh_slot(), step = step_of_token;
   // By the thread that has waited for the copy.
   if (tid == fresh % kThreads) position[fresh] = step;
   const h2o_bookkeeping bookkeeping{state.score + slots,

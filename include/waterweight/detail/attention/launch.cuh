@@ -88,7 +88,7 @@ template <class T, int HeadDim>
 bool cluster_decodes(const device_info& device, const cluster_decode_shape<HeadDim>& shape) {
   return device.compute_capability >= 90 && cluster_takes(shape.capacity, shape.group_size) &&
          shape.bytes() <= device.max_shared_bytes &&
-         compiled_for(90, cluster_decode_kernel<T, HeadDim>);
+         compiled_for(90, cluster_decode_kernel<T, HeadDim, true>);
 }
 
 template <class T>
@@ -138,11 +138,14 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
       // per SM, which taking a bit more than a third of the shared memory sees to.
       const int least = blocks <= device.sm_count ? device.max_shared_bytes / 3 + 1024 : 0;
       const int bytes = std::max(cluster.bytes(), least);
-      const bool resident = blocks <= device.sm_count * (device.max_shared_bytes / bytes);
-      return launch(cluster_decode_kernel<T, kHeadDim>, grid, kClusterThreads,
-                    static_cast<std::size_t>(bytes), launch_options{cluster.splits, true}, stream,
-                    q, k_new, v_new, rotary, cache, state, policy, out, scale * kLog2E, resident,
-                    resident && early == early_read::cache);
+      const auto start = [&](auto kernel, bool early_cache) {
+        return launch(kernel, grid, kClusterThreads, static_cast<std::size_t>(bytes),
+                      launch_options{cluster.splits, true}, stream, q, k_new, v_new, rotary, cache,
+                      state, policy, out, scale * kLog2E, early_cache);
+      };
+      return blocks <= device.sm_count * (device.max_shared_bytes / bytes)
+                 ? start(cluster_decode_kernel<T, kHeadDim, true>, early == early_read::cache)
+                 : start(cluster_decode_kernel<T, kHeadDim, false>, false);
     }
     return launch(decode_kernel<T, kHeadDim>,
                   dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(cache.kv_heads),
