@@ -1,11 +1,14 @@
 // Random GEMM problems with their fp64 answers, and the fixture that runs a GEMM on them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include <waterweight/device/epilogue.cuh>
 #include <waterweight/reference/epilogue.hpp>
 #include <waterweight/reference/gemm.hpp>
+#include <waterweight/w8a16_gemm.cuh>
 
 #include "tests/support/device.cuh"
 
@@ -105,11 +108,27 @@ class GemmFixture : public GpuTest {
   using Element = std::tuple_element_t<1, Types>;
   using Out = std::tuple_element_t<2, Types>;
 
-  /// Runs the function under test, gemm(x, w, scale, w_ld, y, epilogue, workspace), and compares.
-  /// Of the workspace there are `workspace_bytes`.
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
+    const std::size_t bytes = waterweight::w8a16_gemm_workspace_bytes(1 << 20, 1, 1, device);
+    scratch = std::make_unique<DeviceBuffer<unsigned char>>(bytes);
+    ASSERT_CUDA(cudaMemset(scratch->data(), 0, bytes));
+    ASSERT_CUDA(cudaDeviceSynchronize());
+  }
+  void TearDown() override {
+    GpuTest::TearDown();
+    if (scratch == nullptr) return;
+    const std::vector<unsigned char> left = scratch->download();
+    EXPECT_TRUE(std::all_of(left.begin(), left.end(), [](unsigned char byte) { return byte == 0; }))
+        << "the workspace was not left zero";
+  }
+
+  waterweight::workspace workspace() { return {scratch->data(), scratch->size()}; }
+
+  /// Runs the function under test, gemm(x, w, scale, w_ld, y, epilogue), and compares.
   template <class Gemm>
-  void check(const Shape& shape, Kind kind, std::mt19937& generator, std::size_t workspace_bytes,
-             const Gemm& gemm) {
+  void check(const Shape& shape, Kind kind, std::mt19937& generator, const Gemm& gemm) {
     SCOPED_TRACE(::testing::Message() << "M " << shape.m << " N " << shape.n << " K " << shape.k
                                       << " pads " << shape.x_pad << " " << shape.w_pad << " "
                                       << shape.y_pad << " epilogue " << static_cast<int>(kind));
@@ -179,6 +198,9 @@ class GemmFixture : public GpuTest {
       }
     }
   }
+
+ private:
+  std::unique_ptr<DeviceBuffer<unsigned char>> scratch;
 };
 
 using GemmCombinations = ::testing::Types<

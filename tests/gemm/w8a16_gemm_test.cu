@@ -19,7 +19,7 @@ class GemmTest : public test::GemmFixture<Types> {
   void check(const test::Shape& shape, test::Kind kind, std::mt19937& generator) {
     const auto gemm = [&](matrix_view<T> x, const Element* w, const float* scale, std::int64_t w_ld,
                           matrix_view<Out> y, const auto& epilogue) {
-      const waterweight::workspace ws;
+      const waterweight::workspace ws = this->workspace();
       if constexpr (std::is_same_v<Element, std::int8_t>) {
         return waterweight::w8a16_gemm(this->device, x,
                                        int8_weight_view{w, scale, y.cols, x.cols, w_ld}, y,
@@ -81,8 +81,8 @@ TYPED_TEST(GemmInPlaceTest, ResidualMayBeTheOutput) {
         this->device, matrix_view<T>{x.data(), m, 96, 96},
         int8_weight_view{w.data(), scale.data(), 50, 96, 96},
         matrix_view<float>{y.data(), m, 50, 50},
-        waterweight::bias_residual_epilogue<T, float>{bias.data(), y.data(), 50},
-        waterweight::workspace{}, this->stream));
+        waterweight::bias_residual_epilogue<T, float>{bias.data(), y.data(), 50}, this->workspace(),
+        this->stream));
     ASSERT_CUDA(cudaStreamSynchronize(this->stream));
     this->compare(problem, test::Kind::residual, y.download());
   }

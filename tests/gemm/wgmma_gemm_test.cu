@@ -1,6 +1,7 @@
 // Every tile of the wgmma GEMM, with every number of blocks sharing K, against the fp64 reference.
 // Needs a device of compute capability 9.0 and code built for sm_90a.
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
+#include <waterweight/detail/gemm/wgmma_selector.cuh>
 
 #include "tests/gemm/gemm_fixture.cuh"
 
@@ -11,9 +12,9 @@ using detail::wgmma_plan;
 using detail::wgmma_tile;
 using waterweight::matrix_view;
 
-constexpr wgmma_tile kTiles[] = {wgmma_tile::rows128_tokens256, wgmma_tile::rows128_tokens256_split,
-                                 wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens128,
-                                 wgmma_tile::rows128_tokens64};
+constexpr wgmma_tile kTiles[] = {wgmma_tile::rows128_tokens256, wgmma_tile::rows192_tokens128,
+                                 wgmma_tile::split_rows128_tokens128,
+                                 wgmma_tile::split_rows128_tokens64};
 
 template <class Types>
 class WgmmaGemmTest : public test::GemmFixture<Types> {
@@ -40,7 +41,8 @@ class WgmmaGemmTest : public test::GemmFixture<Types> {
             matrix_view<Out> y, const Epilogue& epilogue) const {
     const detail::weight_operand<Element> operand{w, scale, static_cast<int>(y.cols),
                                                   static_cast<int>(x.cols), w_ld};
-    return detail::wgmma_launcher<T, Element, Out, Epilogue>{x, operand, y, epilogue, this->stream};
+    return detail::wgmma_launcher<T, Element, Out, Epilogue>{
+        x, operand, y, epilogue, this->workspace().data, this->stream};
   }
 
   void check(const test::Shape& shape, test::Kind kind, wgmma_plan plan, std::mt19937& generator) {
@@ -83,15 +85,18 @@ TYPED_TEST(WgmmaGemmTest, EveryNumberOfBlocksThatShareK) {
   }
 }
 
-TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTiles) {
+TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTilesAndShareTheLast) {
   std::mt19937 generator(23);
-  // Three tiles and more for each block where there are up to 16 SMs; more SMs leave some idle.
-  waterweight::device_info& device = this->device;
-  device.sm_count = std::min(device.sm_count, 6);
-  for (wgmma_tile tile : kTiles) {
-    if (this->splits_k(tile)) continue;
-    this->check({700, 900, 208, 0, 0, 0}, test::Kind::bias, {tile, 1}, generator);
-    this->check({600, 1100, 64, 0, 0, 0}, test::Kind::residual, {tile, 1}, generator);
+  // Few blocks have whole tiles, shared ones, and tiles of which three blocks and more have a part.
+  for (int blocks : {2, 6, 14}) {
+    this->device.sm_count = blocks;
+    for (wgmma_tile tile : kTiles) {
+      if (this->splits_k(tile)) continue;
+      for (int splits : {1, 2}) {
+        this->check({700, 900, 208, 0, 0, 0}, test::Kind::bias, {tile, splits}, generator);
+        this->check({100, 300, 1104, 0, 0, 1}, test::Kind::residual, {tile, splits}, generator);
+      }
+    }
   }
 }
 
@@ -99,8 +104,7 @@ TYPED_TEST(WgmmaGemmTest, TheSelectorsPlansAreRight) {
   std::mt19937 generator(24);
   for (int m : {17, 64, 65, 128, 200, 256, 300}) {
     for (int k : {16, 128, 656}) {
-      const wgmma_plan plan = detail::default_wgmma_selector{}(
-          this->device, m, 333, k, static_cast<int>(sizeof(typename TestFixture::Element)));
+      const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, m, 333, k);
       this->check({m, 333, k, 0, 0, 0}, test::Kind::gelu_tanh, plan, generator);
     }
   }

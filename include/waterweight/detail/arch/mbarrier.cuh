@@ -13,14 +13,7 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-__device__ __forceinline__ void mbarrier_init(std::uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-/// Makes fresh barriers visible to TMA and to the other blocks of the cluster.
-__device__ __forceinline__ void mbarrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 /// Arrives and announces `bytes` more that TMA will report.
 __device__ __forceinline__ void mbarrier_arrive_expect(std::uint32_t barrier, int bytes) {
@@ -66,18 +59,6 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-/// All threads of the cluster. Publish: what they wrote before is visible to all of them after;
-/// else they only wait for each other, which is faster.
-template <bool Publish>
-__device__ __forceinline__ void cluster_barrier() {
-  if constexpr (Publish) {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  } else {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-  }
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 __device__ __forceinline__ int cluster_rank() {
   int rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -98,6 +79,8 @@ __device__ __forceinline__ float2 load_cluster_float2(std::uint32_t address, int
       : "memory");
   return value;
 }
+
+#endif
 
 }  // namespace detail
 WATERWEIGHT_ARCH_NAMESPACE_END

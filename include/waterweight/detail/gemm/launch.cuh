@@ -72,8 +72,7 @@ struct gemm_launcher {
     }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
     if (copyable && may_use_wgmma(device, x.rows)) {
-      const wgmma_plan plan =
-          default_wgmma_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element));
+      const wgmma_plan plan = default_wgmma_selector{}(device, x.rows, w.rows, w.cols);
       const cudaError_t status = wgmma(device, plan);
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }

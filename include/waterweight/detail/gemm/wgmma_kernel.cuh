@@ -11,9 +11,11 @@
 // the parts are added in the order of K through distributed shared memory.
 #pragma once
 
+#include <waterweight/detail/arch/bulk_copy.cuh>
+#include <waterweight/detail/arch/cluster.cuh>
+#include <waterweight/detail/arch/dependent_launch.cuh>
 #include <waterweight/detail/arch/dequant.cuh>
 #include <waterweight/detail/arch/mbarrier.cuh>
-#include <waterweight/detail/arch/memory.cuh>
 #include <waterweight/detail/arch/mma.cuh>
 #include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/detail/arch/wgmma.cuh>
@@ -23,6 +25,8 @@
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /// The ring of stages in shared memory and where in it a warp is. A stage holds blocks of W, then
 /// as many of X.
@@ -41,14 +45,6 @@ struct wgmma_ring {
     return stage + L.blocks * L.w_bytes + block * L.x_bytes;
   }
   __device__ __forceinline__ std::uint32_t free() const { return filled + 8; }
-
-  __device__ __forceinline__ void init() const {
-    for (int i = 0; i < L.stages; ++i) {
-      mbarrier_init(first_barrier + 16 * i, 1);
-      mbarrier_init(first_barrier + 16 * i + 8, P.consumers() / 32 * P.multicast);
-    }
-    mbarrier_init_fence();
-  }
 
   __device__ __forceinline__ void advance() {
     stage += L.stage_bytes();
@@ -194,7 +190,7 @@ struct wgmma_consumer {
     wgmma_wait<0>();
     wgmma_pin(d);
     release();
-    allow_next_grid();
+    launch_dependents();
   }
 
   /// Stores a tile, kWgmmaChunk tokens at a time through the warp's own `sums`: no warp waits for
@@ -269,6 +265,8 @@ __device__ __forceinline__ void wgmma_store_parts(const float* sums, const Outpu
   }
 }
 
+#endif  // sm_90a
+
 /// Compiled for anything but sm_90a it is empty, and has no static shared memory: what the host
 /// knows it by.
 template <class T, class Element, class Out, class Epilogue, wgmma_tile Tile>
@@ -295,21 +293,29 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
   if (threadIdx.x == 0) {
     tma_prefetch_map(w_map);
     tma_prefetch_map(x_map);
-    ring.init();
+    for (int i = 0; i < L.stages; ++i) {
+      mbarrier_init(barriers + 2 * i, 1);
+      mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * P.multicast);
+    }
+    mbarrier_init_fence();
   }
   // A block may copy into another's shared memory as soon as its barriers are there.
   if constexpr (P.multicast > 1) {
-    cluster_barrier<false>();
+    cluster_arrive_relaxed();
+    cluster_wait();
   } else {
     __syncthreads();
   }
-  wait_for_previous_grid();
+  wait_for_earlier_kernels();
 
   if (threadIdx.x >= P.consumers()) {
     if constexpr (P.wide()) set_register_limit<P.producer_registers(), false>();
     if (threadIdx.x == P.consumers()) ring.produce(w_map, x_map, schedule);
     __syncwarp();
-    if (!P.persistent && schedule.blocks > 1) cluster_barrier<true>();
+    if (!P.persistent && schedule.blocks > 1) {
+      cluster_arrive();
+      cluster_wait();
+    }
   } else {
     if constexpr (P.wide()) set_register_limit<P.consumer_registers(), true>();
     wgmma_consumer<T, Element, Tile> consumer{ring};
@@ -344,7 +350,8 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
               sums + consumer.k_group() * policy.tokens * kPitch + consumer.row_warp() * 16,
               kPitch);
           if (schedule.blocks > 1) {
-            cluster_barrier<true>();
+            cluster_arrive();
+            cluster_wait();
           } else {
             named_barrier(1, policy.consumers());
           }
@@ -354,7 +361,10 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     });
   }
   // Nobody leaves while others of the cluster may still reach its shared memory.
-  if (P.multicast > 1 || (!P.persistent && schedule.blocks > 1)) cluster_barrier<false>();
+  if (P.multicast > 1 || (!P.persistent && schedule.blocks > 1)) {
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
 #endif
 }
 

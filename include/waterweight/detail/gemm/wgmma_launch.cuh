@@ -71,10 +71,9 @@ struct wgmma_launcher {
         P.persistent && splits > 1 ? units * ceil_div(w.cols, L.stage_k()) : units;
     const std::int64_t resident = P.persistent ? std::max(device.sm_count / cluster, 1) : units;
     const std::int64_t blocks = cluster * std::min(work, resident);
-    const launch_traits traits{cluster, true};
-    return launch_with(traits, kernel, dim3(static_cast<unsigned>(blocks)), P.threads(),
-                       L.total + 1024, stream, w_map, x_map, output,
-                       wgmma_parts{static_cast<std::byte*>(workspace)}, splits);
+    return launch(kernel, dim3(static_cast<unsigned>(blocks)), P.threads(), L.total + 1024,
+                  launch_options{cluster, true}, stream, w_map, x_map, output,
+                  wgmma_parts{static_cast<std::byte*>(workspace)}, splits);
   }
 };
 

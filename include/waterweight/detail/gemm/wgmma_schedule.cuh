@@ -7,6 +7,8 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
 /// A tile and stages [begin, end) of its K.
 struct wgmma_segment {
   int row0, token0;
@@ -85,6 +87,8 @@ struct wgmma_schedule {
     }
   }
 };
+
+#endif  // sm_90a
 
 }  // namespace detail
 WATERWEIGHT_ARCH_NAMESPACE_END
