@@ -38,7 +38,7 @@ class WgmmaGemmTest : public test::GemmFixture<Types> {
 
   template <class Epilogue>
   auto make(matrix_view<T> x, const Element* w, const float* scale, std::int64_t w_ld,
-            matrix_view<Out> y, const Epilogue& epilogue) const {
+            matrix_view<Out> y, const Epilogue& epilogue) {
     const detail::weight_operand<Element> operand{w, scale, static_cast<int>(y.cols),
                                                   static_cast<int>(x.cols), w_ld};
     return detail::wgmma_launcher<T, Element, Out, Epilogue>{
@@ -57,7 +57,10 @@ class WgmmaGemmTest : public test::GemmFixture<Types> {
 
   static bool splits_k(wgmma_tile tile) { return !detail::wgmma_policy_of(tile).persistent; }
 };
-TYPED_TEST_SUITE(WgmmaGemmTest, test::GemmCombinations);
+using Combinations = ::testing::Types<
+    std::tuple<__half, std::int8_t, __half>, std::tuple<__nv_bfloat16, std::int8_t, float>,
+    std::tuple<__half, __half, float>, std::tuple<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16>>;
+TYPED_TEST_SUITE(WgmmaGemmTest, Combinations);
 
 // Rows must start on 16-byte boundaries: K and the pads are chosen so that both operands' do.
 TYPED_TEST(WgmmaGemmTest, EveryTileWithTailsInEveryDimension) {
