@@ -89,14 +89,9 @@ struct wgmma_consumer {
   static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   using instruction = wgmma<T, P.tokens>;
   using fragments = std::uint32_t[kWgmmaBlockK / 16][4];
-  static constexpr int kRowWarps = 4 * P.row_groups;
-
   wgmma_ring<Element, Tile> ring;
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
   float d[P.tokens / 2];
-
-  __device__ static __forceinline__ int row_warp() { return threadIdx.x / 32 % kRowWarps; }
-  __device__ static __forceinline__ int k_group() { return threadIdx.x / 32 / kRowWarps; }
 
   /// The calling warp has read the stage before the current one: tells whoever writes to it.
   __device__ __forceinline__ void release() const {
@@ -113,7 +108,7 @@ struct wgmma_consumer {
   /// eight rows of a load are in eight different vectors of the banks.
   __device__ __forceinline__ void convert(fragments& a, int block) const {
     const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-    const int row = row_warp() * 16 + group, flip = group / 2 % 4;
+    const int row = threadIdx.x / 32 * 16 + group, flip = group / 2 % 4;
 #pragma unroll
     for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
       const int inside = row * kWgmmaBlockK + 16 * (j ^ flip) + 2 * quad;
@@ -131,7 +126,7 @@ struct wgmma_consumer {
 
   __device__ __forceinline__ void multiply(const fragments& a, int block) {
     const std::uint32_t x = ring.x(block) >> 4;
-    const std::uint32_t rows = row_warp() / 4 * 64 * kWgmmaBlockK * 2;
+    const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
     const std::uint32_t w = (ring.w(block) + rows) >> 4;
     wgmma_fence();
 #pragma unroll
@@ -145,10 +140,10 @@ struct wgmma_consumer {
     wgmma_commit();
   }
 
-  /// The first block of the current stage that is this warpgroup's, once the stage is filled.
+  /// The first block of the current stage, once it is filled.
   __device__ __forceinline__ void receive(fragments& a) const {
     mbarrier_wait(ring.filled, ring.parity);
-    if constexpr (is_quantized_v<Element>) convert(a, P.k_groups > 1 ? k_group() : 0);
+    if constexpr (is_quantized_v<Element>) convert(a, 0);
   }
 
   /// Starts the products of a block of the current stage; as soon as those before are done,
@@ -156,10 +151,10 @@ struct wgmma_consumer {
   template <int Block>
   __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
                                        bool last) {
-    multiply(now, P.k_groups > 1 ? k_group() : Block);
+    multiply(now, Block);
     wgmma_wait<1>();
     if (Block == 0 && !first) release();
-    if constexpr (Block + 1 < L.blocks / P.k_groups) {
+    if constexpr (Block + 1 < L.blocks) {
       convert(next, Block + 1);
     } else {
       used = ring.free();
@@ -177,7 +172,7 @@ struct wgmma_consumer {
     int k = 0;
 #pragma unroll 1
     do {
-      if constexpr (L.blocks / P.k_groups == 2) {
+      if constexpr (L.blocks == 2) {
         step<0>(even, odd, k == 0, false);
         step<1>(odd, even, false, k + 1 == stages);
       } else if constexpr (is_quantized_v<Element>) {
@@ -200,7 +195,7 @@ struct wgmma_consumer {
                                                int token0) {
     constexpr int kPitch = wgmma_sum_pitch(16), kChunks = P.tokens / kWgmmaChunk;
     const int lane = threadIdx.x % 32, token = lane / 8, channel = lane % 8 * 2;
-    const int n = row0 + row_warp() * 16 + channel;
+    const int n = row0 + threadIdx.x / 32 * 16 + channel;
     const float2 scale = output.scales(n);
 #pragma unroll 1
     for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -227,32 +222,30 @@ struct wgmma_consumer {
   }
 };
 
-/// After all blocks of the cluster have written their parts to `sums`, one after the other those of
-/// the K groups: adds them, a share of the tokens in each block, and stores.
+/// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
+/// tokens in each block, and stores.
 template <wgmma_tile Tile, class Output>
 __device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
                                                   int blocks, int row0, int token0) {
   constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  constexpr int kWarpsPerGroup = P.consumers() / 32 / P.row_groups;
+  constexpr int kWarpsPerGroup = P.consumers() / 32 / P.warpgroups;
   constexpr int kPitch = wgmma_sum_pitch(P.rows());
-  const int warp = threadIdx.x / 32, row_group = warp % P.row_groups;
+  const int warp = threadIdx.x / 32, row_group = warp % P.warpgroups;
   const int channel = 64 * row_group + threadIdx.x % 32 * 2, n = row0 + channel;
   const int tokens = min(P.tokens, output.m_count - token0);
   const int end = tokens * (rank + 1) / blocks;
   const float2 scale = output.scales(n);
   const std::uint32_t address = shared_address(sums + channel);
   constexpr int kTogether = 8;
-  for (int t = tokens * rank / blocks + warp / P.row_groups; t < end;
+  for (int t = tokens * rank / blocks + warp / P.warpgroups; t < end;
        t += kTogether * kWarpsPerGroup) {
     float2 sum[kTogether] = {};
-    for (int part = 0; part < blocks * P.k_groups; ++part) {
-      const int k_group = part % P.k_groups;
+    for (int part = 0; part < blocks; ++part) {
       float2 more[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
         const int token = min(t + i * kWarpsPerGroup, end - 1);
-        more[i] = load_cluster_float2(
-            address + (k_group * P.tokens + token) * kPitch * sizeof(float), part / P.k_groups);
+        more[i] = load_cluster_float2(address + token * kPitch * sizeof(float), part);
       }
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
@@ -270,7 +263,8 @@ __device__ __forceinline__ void wgmma_store_parts(const float* sums, const Outpu
 /// Compiled for anything but sm_90a it is empty, and has no static shared memory: what the host
 /// knows it by.
 template <class T, class Element, class Out, class Epilogue, wgmma_tile Tile>
-__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
+__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
+                                  wgmma_policy_of(Tile).blocks_per_sm)
     wgmma_gemm_kernel([[maybe_unused]] const __grid_constant__ CUtensorMap w_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap x_map,
                       [[maybe_unused]] wgmma_output<Element, Out, Epilogue> output,
@@ -341,20 +335,13 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       } else {
         // The stages, which other warpgroups may still read, are where sums go.
         named_barrier(1, policy.consumers());
-        if (policy.k_groups == 1 && schedule.blocks == 1) {
+        if (schedule.blocks == 1) {
           consumer.store_chunks(own_sums, output, s.row0, s.token0);
         } else {
-          constexpr int kPitch = wgmma_sum_pitch(policy.rows());
-          wgmma_write_sums<0, policy.tokens / 8>(
-              consumer.d,
-              sums + consumer.k_group() * policy.tokens * kPitch + consumer.row_warp() * 16,
-              kPitch);
-          if (schedule.blocks > 1) {
-            cluster_arrive();
-            cluster_wait();
-          } else {
-            named_barrier(1, policy.consumers());
-          }
+          wgmma_write_sums<0, policy.tokens / 8>(consumer.d, sums + threadIdx.x / 32 * 16,
+                                                 wgmma_sum_pitch(policy.rows()));
+          cluster_arrive();
+          cluster_wait();
           wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, s.row0, s.token0);
         }
       }

@@ -71,9 +71,12 @@ struct wgmma_launcher {
         P.persistent && splits > 1 ? units * ceil_div(w.cols, L.stage_k()) : units;
     const std::int64_t resident = P.persistent ? std::max(device.sm_count / cluster, 1) : units;
     const std::int64_t blocks = cluster * std::min(work, resident);
-    return launch(kernel, dim3(static_cast<unsigned>(blocks)), P.threads(), L.total + 1024,
-                  launch_options{cluster, true}, stream, w_map, x_map, output,
-                  wgmma_parts{static_cast<std::byte*>(workspace)}, splits);
+    // Where two blocks fit on an SM, an early grid would fill some SMs with two and leave others
+    // idle.
+    const launch_options options{cluster, P.blocks_per_sm == 1};
+    return launch(kernel, dim3(static_cast<unsigned>(blocks)), P.threads(), L.total + 1024, options,
+                  stream, w_map, x_map, output, wgmma_parts{static_cast<std::byte*>(workspace)},
+                  splits);
   }
 };
 

@@ -16,14 +16,14 @@ inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 /// A block computes rows() x tokens of Y^T; each warpgroup of consumers owns 64 rows of W.
 struct wgmma_policy {
-  int row_groups;   ///< warpgroups of consumers side by side; one more warp feeds them
-  int k_groups;     ///< such rows of warpgroups that take turns in K
-  int tokens;       ///< rows of X: N of the instruction
-  int multicast;    ///< blocks of a cluster that share their rows of X
-  bool persistent;  ///< blocks take tile after tile; else a cluster splits K of one tile
+  int warpgroups;     ///< of consumers; one more warp feeds them
+  int tokens;         ///< rows of X: N of the instruction
+  int multicast;      ///< blocks of a cluster that share their rows of X
+  bool persistent;    ///< blocks take tile after tile; else a cluster splits K of one tile
+  int blocks_per_sm;  ///< what registers and stages leave room for
 
-  WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 64 * row_groups; }
-  WATERWEIGHT_HOST_DEVICE constexpr int consumers() const { return 128 * row_groups * k_groups; }
+  WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 64 * warpgroups; }
+  WATERWEIGHT_HOST_DEVICE constexpr int consumers() const { return 128 * warpgroups; }
   /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
   /// one thread of it works, because only whole warpgroups can hand registers to others.
   WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return persistent; }
@@ -31,23 +31,23 @@ struct wgmma_policy {
     return consumers() + (wide() ? 128 : 32);
   }
   WATERWEIGHT_HOST_DEVICE constexpr int producer_registers() const {
-    return row_groups == 2 ? 24 : 32;
+    return warpgroups == 2 ? 24 : 32;
   }
   WATERWEIGHT_HOST_DEVICE constexpr int consumer_registers() const {
-    return row_groups == 2 ? 240 : 160;
+    return warpgroups == 2 ? 240 : 160;
   }
 };
 
 WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) {
   switch (tile) {
     case wgmma_tile::rows128_tokens256:
-      return {2, 1, 256, 2, true};
+      return {2, 256, 2, true, 1};
     case wgmma_tile::rows192_tokens128:
-      return {3, 1, 128, 1, true};
+      return {3, 128, 1, true, 1};
     case wgmma_tile::split_rows128_tokens128:
-      return {2, 1, 128, 1, false};
+      return {2, 128, 1, false, 1};
     default:
-      return {2, 2, 64, 1, false};
+      return {2, 64, 1, false, 2};
   }
 }
 
@@ -77,11 +77,11 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_layout wgmma_layout_of(wgmma_policy p, i
   const int w_bytes = p.rows() * kWgmmaBlockK * element_bytes;
   const int x_bytes = p.tokens * kWgmmaBlockK * 2;
   // With few tokens, converting INT8 is more work than the products: two blocks then share the
-  // barriers and addresses of a stage, or go to different warpgroups.
-  const int blocks = p.k_groups == 2 || (element_bytes == 1 && p.tokens <= 128) ? 2 : 1;
-  // An SM has 228 KiB, of which a block costs 1 KiB more than it asks for, 1 KiB goes to the
+  // barriers and addresses of a stage.
+  const int blocks = element_bytes == 1 && p.tokens <= 128 ? 2 : 1;
+  // An SM has 228 KiB, of which each block costs 1 KiB more than it asks for, 1 KiB goes to the
   // alignment of the stages and some bytes to the barriers.
-  const int available = 226 * 1024 - 256;
+  const int available = 228 * 1024 / p.blocks_per_sm - 2 * 1024 - 256;
   const int staging = p.persistent ? p.consumers() / 32 * kWgmmaChunk * wgmma_sum_pitch(16) *
                                          static_cast<int>(sizeof(float))
                                    : 0;
