@@ -22,9 +22,9 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 /// ws: at least w8a16_gemm_workspace_bytes(M, N, K, device).
 /// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 128 rows of X or more.
 /// Deterministic: the order of the sum over K depends on the shape and the device alone.
-/// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, sizes
-/// or leading dimensions of 2^31 or more, short or unaligned workspace), nothing launched; else the launch's own
-/// code.
+/// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, sizes or leading
+/// dimensions of 2^31 or more, short or unaligned workspace), nothing launched; else the launch's
+/// own code.
 template <class X, class Out, class Epilogue>
 [[nodiscard]] cudaError_t w8a16_gemm(const device_info& device, matrix_view<X> x,
                                      int8_weight_view w, matrix_view<Out> y, Epilogue epilogue,

@@ -188,6 +188,18 @@ TEST(GemmArguments, AreCheckedBeforeAnyLaunch) {
   EXPECT_EQ(cudaErrorInvalidValue, call(good_x, good_w, {y, 7, 8, 8}));
   EXPECT_EQ(cudaErrorInvalidValue, call(good_x, good_w, {y, 8, 8, std::int64_t{1} << 31}));
   EXPECT_EQ(cudaErrorInvalidValue, call(good_x, good_w, good_y, {nullptr, 16}));
+  // Where the workspace is needed it must be whole, and aligned.
+  device.compute_capability = 90;
+  __half long_x[17 * 8] = {}, long_y[17 * 8] = {};
+  const std::size_t needed = waterweight::w8a16_gemm_workspace_bytes(17, 8, 8, device);
+  if (needed > 0) {
+    alignas(16) unsigned char scratch[32];
+    EXPECT_EQ(cudaErrorInvalidValue, call({long_x, 17, 8, 8}, good_w, {long_y, 17, 8, 8}));
+    EXPECT_EQ(cudaErrorInvalidValue,
+              call({long_x, 17, 8, 8}, good_w, {long_y, 17, 8, 8}, {scratch, needed - 1}));
+    EXPECT_EQ(cudaErrorInvalidValue,
+              call({long_x, 17, 8, 8}, good_w, {long_y, 17, 8, 8}, {scratch + 1, needed}));
+  }
   device.sm_count = 0;  // query_device was forgotten
   EXPECT_EQ(cudaErrorInvalidValue, call(good_x, good_w, good_y));
 }

@@ -66,10 +66,10 @@ inline decltype(&cuTensorMapEncodeTiled) tma_encoder() {
 
 /// A map of boxes of `box_rows` x 64 elements of a row-major matrix. A box's row is one swizzle
 /// span: 64 bytes of 1-byte elements, 128 of 2-byte ones. Data and rows must be 16-byte aligned.
+/// False: the driver takes no such map.
 template <class Element>
-cudaError_t tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element* data,
-                         std::int64_t rows, std::int64_t cols, std::int64_t ld, int box_rows,
-                         CUtensorMap* map) {
+bool tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element* data, std::int64_t rows,
+                  std::int64_t cols, std::int64_t ld, int box_rows, CUtensorMap* map) {
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ld) * sizeof(Element)};
   const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
@@ -79,7 +79,7 @@ cudaError_t tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element
              CU_TENSOR_MAP_INTERLEAVE_NONE,
              sizeof(Element) == 1 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  return status == CUDA_SUCCESS;
 }
 
 }  // namespace detail

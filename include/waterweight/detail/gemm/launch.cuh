@@ -95,7 +95,8 @@ cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
   const bool valid = valid_matrix(x) && valid_matrix(y) && device.sm_count > 0 &&
                      x.cols == w.cols && y.rows == x.rows && y.cols == w.rows &&
                      w.rows <= std::int64_t{65535} * 64;
-  if (!valid || !valid_workspace(ws, gemm_workspace_bytes(device, x.rows))) {
+  const std::size_t needed = gemm_workspace_bytes(device, x.rows);
+  if (!valid || !valid_workspace(ws, needed) || (needed > 0 && !is_aligned(ws.data, 16))) {
     return cudaErrorInvalidValue;
   }
   return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream}.run(device);

@@ -21,8 +21,9 @@ struct wgmma_launcher {
     return has_code(wgmma_gemm_kernel<T, Element, Out, Epilogue, wgmma_tile::rows128_tokens256>);
   }
 
-  /// cudaErrorInvalidDeviceFunction: the code that this device runs was not compiled for sm_90a, or
-  /// its driver has no tensor maps; nothing was launched.
+  /// x and w start, and so do their rows, on 16-byte boundaries. cudaErrorInvalidDeviceFunction:
+  /// the code that this device runs was not compiled for sm_90a, or its driver has no tensor maps
+  /// for these operands; nothing was launched.
   cudaError_t run(const device_info& device, wgmma_plan plan) const {
     switch (plan.tile) {
       case wgmma_tile::rows128_tokens256:
@@ -55,10 +56,10 @@ struct wgmma_launcher {
     if (encode == nullptr || !has_code(kernel)) return cudaErrorInvalidDeviceFunction;
 
     CUtensorMap w_map, x_map;
-    cudaError_t status = tma_make_map(encode, w.data, w.rows, w.cols, w.ld, P.rows(), &w_map);
-    if (status != cudaSuccess) return status;
-    status = tma_make_map(encode, x.data, x.rows, x.cols, x.ld, P.tokens / P.multicast, &x_map);
-    if (status != cudaSuccess) return status;
+    if (!tma_make_map(encode, w.data, w.rows, w.cols, w.ld, P.rows(), &w_map) ||
+        !tma_make_map(encode, x.data, x.rows, x.cols, x.ld, P.tokens / P.multicast, &x_map)) {
+      return cudaErrorInvalidDeviceFunction;
+    }
 
     const bool pairs = is_aligned(y.data, 2 * sizeof(Out)) && y.ld % 2 == 0;
     const wgmma_output<Element, Out, Epilogue> output{
