@@ -58,7 +58,7 @@ class h2o_merge {
 /// this token starts from 0. Then, if the head keeps its own keys, block_h2o_evict.
 /// logit: query head h of the group at logit + h * logit_stride; softmax[h] is its h2o_softmax.
 /// `shared`: h2o_evict_shared_bytes<Threads>(policy.evict_every), 8-byte aligned. Collective.
-template <int Threads>
+template <int Threads, int Barrier = 0>
 __device__ void block_h2o_account(const h2o_bookkeeping& head, int fresh, const float* logit,
                                   std::int64_t logit_stride, int group_size,
                                   const h2o_softmax* softmax, void* shared) {
@@ -94,7 +94,7 @@ __device__ void block_h2o_account(const h2o_bookkeeping& head, int fresh, const 
     }
   }
   if (own_keys) {
-    block_h2o_evict<Threads>(
+    block_h2o_evict<Threads, Barrier>(
         head, [&](int slot) { return head.score[slot]; }, candidate, shared);
   }
 }
