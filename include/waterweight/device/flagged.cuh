@@ -30,13 +30,13 @@ __device__ __forceinline__ flagged_word load_flagged(const flagged_word* source)
 
 /// Two neighbouring words, 16-byte aligned: (payload, epoch, payload, epoch).
 __device__ __forceinline__ uint4 load_flagged_pair(const flagged_word* source) {
-  uint4 words;
+  std::uint64_t first, second;
   asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-               : "=l"(reinterpret_cast<std::uint64_t&>(words.x)),
-                 "=l"(reinterpret_cast<std::uint64_t&>(words.z))
+               : "=l"(first), "=l"(second)
                : "l"(source)
                : "memory");
-  return words;
+  return make_uint4(static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(first >> 32),
+                    static_cast<std::uint32_t>(second), static_cast<std::uint32_t>(second >> 32));
 }
 
 /// words[j] = source[first + j * stride] for those below `count`, all of this epoch: asks for all of
