@@ -11,6 +11,11 @@
 #include "examples/pythia/model/cuda_token_types.cuh"
 
 namespace pythia {
+#ifdef TOKEN_LOG
+#define LOG(l, e) log(l, e)
+#else
+#define LOG(l, e)
+#endif
 
 /// Which planes: what the multiplying warps wait for once per layer.
 enum StagedVector { kAttentionInput, kMlpInput, kDenseInput, kDownInput, kStagedVectors };
@@ -46,8 +51,10 @@ class TokenStager {
   __device__ void run(std::uint32_t epoch) {
     for (int layer = 0; layer < p_.layer_count; ++layer, ++epoch) {
       const TokenLayer<T>& weights = p_.layers[layer];
+      LOG(layer, 0);
       stage_norms(layer, epoch, weights.attention_norm, &weights.mlp_norm);
       const int copy = layer & 1;
+      LOG(layer, 3);
       stage_pairs<(E + 3) / 4>(p_.exchange.attention + copy * (p_.hidden / 2), p_.hidden, epoch,
                                first_, kDenseInput);
       stage_pairs<E>(p_.exchange.mlp + copy * (p_.inner / 2), p_.inner, epoch, second_, kDownInput);
@@ -56,6 +63,9 @@ class TokenStager {
   }
 
  private:
+#ifdef TOKEN_LOG
+  __device__ void log(int layer, int e) const { if (thread_ == 0 && p_.log != nullptr) { long long t; asm volatile("mov.u64 %0,%globaltimer;":"=l"(t)); p_.log[(blockIdx.x * (p_.layer_count + 1) + layer) * 16 + e] = t; } }
+#endif
   __device__ __forceinline__ void sync() const {
     waterweight::group_sync<kTokenStagingThreads, kStagingBarrier>();
   }
@@ -116,6 +126,7 @@ class TokenStager {
 #pragma unroll
       for (int j = 0; j < E; ++j) x[j] = __uint_as_float(words[j]);
     }
+    LOG(layer, 1);
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < E; ++j) {
@@ -144,6 +155,7 @@ class TokenStager {
     put_largest(largest2, kMlpInput);
     sync();
     write_elements(w1, largest(kAttentionInput), first_, kAttentionInput);
+    LOG(layer, 2);
     if (second != nullptr) write_elements(w2, largest(kMlpInput), second_, kMlpInput);
   }
 
@@ -174,6 +186,7 @@ class TokenStager {
     uint2 words[N];
     waterweight::wait_flagged_pairs<N>(source, thread_, kTokenStagingThreads, count / 4, epoch,
                                        words);
+    LOG((int)((epoch - 1) % (p_.layer_count + 1)), vector == kDenseInput ? 4 : 6);
     std::uint32_t most = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -200,6 +213,7 @@ class TokenStager {
       }
     }
     publish(vector, scale.step);
+    LOG((int)((epoch - 1) % (p_.layer_count + 1)), vector == kDenseInput ? 5 : 7);
   }
 
   const TokenParameters<T>& p_;
