@@ -77,9 +77,11 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
   const waterweight::weight_ring ring{memory, ring_barriers, ring_barriers + kMaxRingSlots,
                                       p.ring_slots, tile_bytes};
   const TokenShared layout(static_cast<std::size_t>(p.ring_slots * tile_bytes), p.hidden, p.inner,
+                           sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count),
                            Attention::attend::shape::shared_bytes(p.most_slots), 0);
   auto* const first_planes = reinterpret_cast<std::int8_t*>(memory + layout.first_planes);
   auto* const second_planes = reinterpret_cast<std::int8_t*>(memory + layout.second_planes);
+  auto* const layers = reinterpret_cast<TokenLayer<T>*>(memory + layout.layers);
   const GroupRange range(p.hidden);
 
   const int thread = static_cast<int>(threadIdx.x);
@@ -88,6 +90,11 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
       waterweight::detail::mbarrier_init(&ready, Stager::kWarps);
     }
     ring.init();
+  }
+  constexpr int kLayerWords = sizeof(TokenLayer<T>) / sizeof(std::uint64_t);
+  for (int i = thread; i < kLayerWords * p.layer_count; i += kTokenThreads) {
+    reinterpret_cast<std::uint64_t*>(layers)[i] =
+        reinterpret_cast<const std::uint64_t*>(p.layers)[i];
   }
   for (int i = thread; i <= p.layer_count; i += kTokenThreads) {
     shares[i] = p.shares[static_cast<int>(blockIdx.x) * (p.layer_count + 1) + i];
@@ -107,15 +114,15 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
 
   Candidate best{-INFINITY, INT32_MAX};
   if (thread < kTokenFirstStager) {
-    Attention(p, &attention_scratch, memory + layout.attention, memory + layout.merge).run(epoch);
+    Attention(p, layers, &attention_scratch, memory + layout.attention, memory + layout.merge).run(epoch);
   } else if (thread < kTokenFirstMultiplier) {
-    Stager(p, &stager_scratch, &staged, first_planes, second_planes).run(epoch);
+    Stager(p, layers, &stager_scratch, &staged, first_planes, second_planes).run(epoch);
   } else if (thread < kTokenProducer) {
     const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
-    best = TokenMultiplier<T>(p, shares, ring, &staged, first_planes, second_planes, groups, range)
+    best = TokenMultiplier<T>(p, layers, shares, ring, &staged, first_planes, second_planes, groups, range)
                .run(epoch, vocab_limit);
   } else {
-    TokenProducer<T>(p, ring).run(shares, range);
+    TokenProducer<T>(p, layers, ring).run(shares, range);
   }
   __syncthreads();
   end_token(p, best);

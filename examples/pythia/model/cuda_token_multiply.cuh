@@ -40,17 +40,17 @@ template <class T>
 class TokenProducer {
  public:
   __device__ __forceinline__ TokenProducer(const TokenParameters<T>& p,
+                                           const TokenLayer<T>* layers,
                                            const waterweight::weight_ring& ring)
-      : p_(p), producer_(ring, p.most_in_flight) {}
+      : p_(p), layers_(layers), producer_(ring, p.most_in_flight) {}
 
   __device__ void run(const TokenShare* shares, GroupRange groups) {
     const int parts = p_.inner / p_.hidden;
     for (int layer = 0; layer < p_.layer_count; ++layer) {
-      const TokenLayer<T>& weights = p_.layers[layer];
+      const TokenLayer<T>& weights = layers_[layer];
       const TokenShare share = shares[layer];
       rows(weights.qkv.weight, share.qkv_first, share.qkv_count);
       rows(weights.up.weight, share.up_first, share.up_count);
-      rows(weights.dense.weight, groups.first, groups.count);
       const std::int8_t* down = weights.down.weight + tile_of(p_.inner, groups.first);
       for (int group = 0; group < groups.count; ++group) {
         for (int part = 0; part < parts; ++part) {
@@ -58,6 +58,7 @@ class TokenProducer {
         }
         down += waterweight::kTileRows * p_.inner;
       }
+      rows(weights.dense.weight, groups.first, groups.count);
     }
     rows(p_.head.weight, shares[p_.layer_count].qkv_first, shares[p_.layer_count].qkv_count);
   }
@@ -74,18 +75,21 @@ class TokenProducer {
   }
 
   const TokenParameters<T>& p_;
+  const TokenLayer<T>* layers_;
   waterweight::ring_producer producer_;
 };
 
 template <class T>
 class TokenMultiplier {
  public:
-  __device__ __forceinline__ TokenMultiplier(const TokenParameters<T>& p, const TokenShare* shares,
+  __device__ __forceinline__ TokenMultiplier(const TokenParameters<T>& p,
+                                             const TokenLayer<T>* layers, const TokenShare* shares,
                                              const waterweight::weight_ring& ring,
                                              StagedPlanes* staged, const std::int8_t* first_planes,
                                              const std::int8_t* second_planes, TokenGroup* groups,
                                              GroupRange range)
       : p_(p),
+        layers_(layers),
         shares_(shares),
         ring_(ring),
         staged_(staged),
@@ -132,7 +136,7 @@ class TokenMultiplier {
   }
 
   __device__ __forceinline__ Channel channel(const TileWalk& tile) const {
-    const TokenLayer<T>& weights = p_.layers[min(tile.layer, p_.layer_count - 1)];
+    const TokenLayer<T>& weights = layers_[min(tile.layer, p_.layer_count - 1)];
     const TokenShare& share = shares_[tile.layer];
     const int index = tile.kind == kUpTile      ? share.up_first + tile.index
                       : tile.kind == kDenseTile ? range_.first + tile.index
@@ -196,20 +200,22 @@ class TokenMultiplier {
       arrive(group, c, epoch, tile.layer);
       return;
     }
-    const float value = step * waterweight::warp_tile_value(sum) * c.scale;
+    // One rounding for scale and bias together, as the epilogues of the device-wide GEMM have it.
+    const float acc = step * waterweight::warp_tile_value(sum);
     if (tile.kind == kDenseTile) {
       TokenGroup& group = groups_[tile.index];
       if (lane_ < waterweight::kTileRows) {
-        group.x[lane_] = value + c.bias + group.x[lane_];
+        group.x[lane_] = fmaf(acc, c.scale, c.bias) + group.x[lane_];
       }
       arrive(group, c, epoch, tile.layer);
     } else if (tile.kind == kHeadTile) {
       if (lane_ < waterweight::kTileRows) {
+        const float value = acc * c.scale;
         p_.logits[c.row] = value;
         if (c.row < vocab_limit) *best = better(*best, {value, c.row});
       }
     } else {
-      float y = value + c.bias;
+      float y = fmaf(acc, c.scale, c.bias);
       if (tile.kind == kUpTile) {
         y = p_.gelu_tanh ? waterweight::gelu_tanh(y) : waterweight::gelu_erf(y);
       }
@@ -246,7 +252,7 @@ class TokenMultiplier {
       const float sum = step * waterweight::fixed_point_sum(group.sums[0][lane_],
                                                             group.sums[1][lane_],
                                                             group.sums[2][lane_]);
-      const float x = sum * c.down_scale + c.down_bias + group.x[lane_];
+      const float x = fmaf(sum, c.down_scale, c.down_bias) + group.x[lane_];
       group.x[lane_] = x;
 #pragma unroll
       for (int plane = 0; plane < waterweight::kPlanes; ++plane) group.sums[plane][lane_] = 0;
@@ -263,6 +269,7 @@ class TokenMultiplier {
   long long waits[4] = {};
 #endif
   const TokenParameters<T>& p_;
+  const TokenLayer<T>* layers_;
   const TokenShare* shares_;
   waterweight::weight_ring ring_;
   waterweight::ring_cursor ring_cursor_;

@@ -11,11 +11,6 @@
 #include "examples/pythia/model/cuda_token_types.cuh"
 
 namespace pythia {
-#ifdef TOKEN_LOG
-#define LOG(l, e) log(l, e)
-#else
-#define LOG(l, e)
-#endif
 
 /// Which planes: what the multiplying warps wait for once per layer.
 enum StagedVector { kAttentionInput, kMlpInput, kDenseInput, kDownInput, kStagedVectors };
@@ -37,10 +32,12 @@ class TokenStager {
     std::uint32_t largest[kStagedVectors][kWarps];
   };
 
-  __device__ __forceinline__ TokenStager(const TokenParameters<T>& p, Scratch* scratch,
+  __device__ __forceinline__ TokenStager(const TokenParameters<T>& p,
+                                         const TokenLayer<T>* layers, Scratch* scratch,
                                          StagedPlanes* staged, std::int8_t* first_planes,
                                          std::int8_t* second_planes)
       : p_(p),
+        layers_(layers),
         scratch_(scratch),
         staged_(staged),
         first_(first_planes),
@@ -50,14 +47,20 @@ class TokenStager {
   /// All vectors of the token, in order.
   __device__ void run(std::uint32_t epoch) {
     for (int layer = 0; layer < p_.layer_count; ++layer, ++epoch) {
-      const TokenLayer<T>& weights = p_.layers[layer];
+      const TokenLayer<T>& weights = layers_[layer];
       LOG(layer, 0);
       stage_norms(layer, epoch, weights.attention_norm, &weights.mlp_norm);
       const int copy = layer & 1;
       LOG(layer, 3);
-      stage_pairs<(E + 3) / 4>(p_.exchange.attention + copy * (p_.hidden / 2), p_.hidden, epoch,
-                               first_, kDenseInput);
-      stage_pairs<E>(p_.exchange.mlp + copy * (p_.inner / 2), p_.inner, epoch, second_, kDownInput);
+      const int blocks = static_cast<int>(gridDim.x);
+      // A tile that each block is to have done when it is through three quarters of them.
+      const waterweight::flagged_word* const mlp = p_.exchange.mlp + copy * (p_.inner / 2);
+      await(blocks, epoch, [&](int i) { return mlp + (4 * i + 3) * (p_.inner / 4) / (4 * blocks) * 2; });
+      stage_pairs<E>(mlp, p_.inner, epoch, second_, kDownInput);
+      const waterweight::flagged_word* const attention =
+          p_.exchange.attention + copy * (p_.hidden / 2);
+      await(p_.heads, epoch, [&](int i) { return attention + i * (p_.hidden / 2 / p_.heads); });
+      stage_pairs<(E + 3) / 4>(attention, p_.hidden, epoch, first_, kDenseInput);
     }
     stage_norms(p_.layer_count, epoch, p_.final_norm, nullptr);
   }
@@ -80,6 +83,20 @@ class TokenStager {
 #pragma unroll
     for (int i = 1; i < kWarps; ++i) result += scratch[i];
     return result;
+  }
+
+  /// Waits for the words address(0 .. count - 1), one to a thread: asking for all of a vector while
+  /// most of it is still being computed would only be in the way.
+  template <class Address>
+  __device__ __forceinline__ void await([[maybe_unused]] int count, [[maybe_unused]] std::uint32_t epoch,
+                                        [[maybe_unused]] const Address& address) const {
+#ifndef NOGATE
+    for (int i = thread_; i < count; i += kTokenStagingThreads) {
+      while (waterweight::load_flagged(address(i)).y != epoch) {
+      }
+    }
+    sync();
+#endif
   }
 
   __device__ __forceinline__ void put_largest(std::uint32_t value, int which) const {
@@ -121,8 +138,11 @@ class TokenStager {
       }
     } else {
       std::uint32_t words[E];
-      waterweight::wait_flagged<E>(p_.exchange.x + (layer & 1) * p_.hidden, thread_,
-                                   kTokenStagingThreads, p_.hidden, epoch, words);
+      const waterweight::flagged_word* const source = p_.exchange.x + (layer & 1) * p_.hidden;
+      const int blocks = static_cast<int>(gridDim.x), groups = p_.hidden / waterweight::kTileRows;
+      await(blocks, epoch,
+            [&](int i) { return source + groups * i / blocks * waterweight::kTileRows; });
+      waterweight::wait_flagged<E>(source, thread_, kTokenStagingThreads, p_.hidden, epoch, words);
 #pragma unroll
       for (int j = 0; j < E; ++j) x[j] = __uint_as_float(words[j]);
     }
@@ -217,6 +237,7 @@ class TokenStager {
   }
 
   const TokenParameters<T>& p_;
+  const TokenLayer<T>* layers_;
   Scratch* scratch_;
   StagedPlanes* staged_;
   std::int8_t *first_, *second_;

@@ -171,6 +171,7 @@ class TokenStep {
                              static_cast<std::size_t>(p_.hidden);
     const auto layout = [&](std::size_t slots) {
       return TokenShared(slots * tile, p_.hidden, p_.inner,
+                         sizeof(TokenLayer<T>) * static_cast<std::size_t>(p_.layer_count),
                          TokenAttention<T, HeadDim>::attend::shape::shared_bytes(p_.most_slots),
                          token_merge_bytes(evict_every))
           .total;

@@ -17,6 +17,11 @@
 #include "examples/pythia/model/cuda_weights.hpp"
 
 namespace pythia {
+#ifdef TOKEN_LOG
+#define LOG(l, e) log(l, e)
+#else
+#define LOG(l, e)
+#endif
 
 // The warps of a block and their jobs, in the order of thread numbers.
 constexpr int kTokenAttentionThreads = 128;
@@ -101,23 +106,26 @@ struct TokenParameters {
 
 /// Dynamic shared memory of a block.
 struct TokenShared {
-  std::size_t first_planes, second_planes, attention, merge, total;
+  std::size_t first_planes, second_planes, layers, attention, merge, total;
 
-  /// ring: bytes of all slots. attention, merge: what those need.
+  /// ring: bytes of all slots. layer_bytes: of the table of layers. attention_bytes, merge_bytes:
+  /// what those need.
   WATERWEIGHT_HOST_DEVICE TokenShared(std::size_t ring, int hidden, int inner,
-                                      std::size_t attention_bytes, std::size_t merge_bytes) {
+                                      std::size_t layer_bytes, std::size_t attention_bytes,
+                                      std::size_t merge_bytes) {
     const auto round = [](std::size_t bytes) { return (bytes + 127) / 128 * 128; };
     const std::size_t planes = 3;
     first_planes = round(ring);
     second_planes = first_planes + round(planes * static_cast<std::size_t>(hidden + 64));
-    attention = second_planes + round(planes * static_cast<std::size_t>(inner + 64));
+    layers = second_planes + round(planes * static_cast<std::size_t>(inner + 64));
+    attention = layers + round(layer_bytes);
     merge = attention + round(attention_bytes);
     total = merge + round(merge_bytes);
   }
 };
 
 /// What kinds of tiles follow each other in a block's sequence.
-enum TileKind { kQkvTile, kUpTile, kDenseTile, kDownTile, kHeadTile, kNoTile };
+enum TileKind { kQkvTile, kUpTile, kDownTile, kDenseTile, kHeadTile, kNoTile };
 
 /// Goes through the tiles of a block in the order in which its ring brings them.
 class TileWalk {
@@ -146,7 +154,7 @@ class TileWalk {
   __device__ __forceinline__ void settle() {
     while (index >= count_) {
       index -= count_;
-      if (kind == kDownTile) {
+      if (kind == kDenseTile) {
         kind = ++layer < layers_ ? kQkvTile : kHeadTile;
       } else {
         kind = kind == kHeadTile ? kNoTile : kind + 1;
