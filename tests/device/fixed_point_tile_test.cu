@@ -17,7 +17,9 @@ __global__ void multiply_tile(const std::int8_t* tile, const std::int8_t* planes
   extern __shared__ __align__(128) std::int8_t memory[];
   const int pitch = waterweight::tile_plane_pitch(k), part_k = k / parts, lane = threadIdx.x;
   std::int8_t* const shared_planes = memory + kRows * part_k;
-  for (int i = lane; i < kPlanes * k; i += 32) shared_planes[i / k * pitch + i % k] = planes[i];
+  for (int i = lane; i < kPlanes * k; i += 32) {
+    shared_planes[i / k * pitch + waterweight::plane_place(i % k)] = planes[i];
+  }
   int sum = 0;
   for (int part = 0; part < parts; ++part) {
     __syncwarp();

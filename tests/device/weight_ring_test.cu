@@ -13,8 +13,8 @@ using test::DeviceBuffer;
 constexpr int kConsumers = 3;  // warps
 constexpr int kMaxSlots = 8;
 
-/// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. Odd tiles are pushed
-/// row by row.
+/// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. Odd tiles are
+/// pushed row by row.
 __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_bytes, int slots,
                                   int most_in_flight, std::int8_t* out) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -65,7 +65,8 @@ TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) {
       SCOPED_TRACE(::testing::Message() << row_bytes << " x 4, " << tiles << " tiles, " << slots
                                         << " slots, " << in_flight << " in flight");
       std::vector<std::int8_t> host(static_cast<std::size_t>(tiles * 4 * row_bytes));
-      for (auto& byte : host) byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
+      for (auto& byte : host)
+        byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
       DeviceBuffer<std::int8_t> in(host), out(host.size());
       copy_through_ring<<<1, 32 * (kConsumers + 1), static_cast<std::size_t>(slots * 4 * row_bytes),
                           stream>>>(in.data(), tiles, row_bytes, slots, in_flight, out.data());

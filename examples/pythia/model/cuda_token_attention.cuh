@@ -22,7 +22,8 @@ constexpr std::size_t token_merge_bytes(int evict_every) {
 template <class T, int HeadDim>
 class TokenAttention {
  public:
-  using attend = waterweight::block_h2o_attend<T, HeadDim, kTokenAttentionThreads, kAttentionBarrier>;
+  using attend =
+      waterweight::block_h2o_attend<T, HeadDim, kTokenAttentionThreads, kAttentionBarrier>;
 
   struct Scratch {
     alignas(16) T qkv[3 * HeadDim];
@@ -57,7 +58,13 @@ class TokenAttention {
   }
 
 #ifdef TOKEN_LOG
-  __device__ void log(int layer, int e) const { if (threadIdx.x == 0 && p_.log != nullptr) { long long t; asm volatile("mov.u64 %0,%globaltimer;":"=l"(t)); p_.log[(blockIdx.x * (p_.layer_count + 1) + layer) * 16 + e] = t; } }
+  __device__ void log(int layer, int e) const {
+    if (threadIdx.x == 0 && p_.log != nullptr) {
+      long long t;
+      asm volatile("mov.u64 %0,%globaltimer;" : "=l"(t));
+      p_.log[(blockIdx.x * (p_.layer_count + 1) + layer) * 16 + e] = t;
+    }
+  }
 #endif
   __device__ void split(int layer, int head, int split, std::uint32_t epoch) {
     const TokenLayer<T>& of = layers_[layer];
@@ -71,8 +78,14 @@ class TokenAttention {
 #ifdef NOATTN
     const int copy = layer & 1, row = copy * p_.heads + head;
     receive(p_.exchange.qkv + copy * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
-    if (split == 0 && threadIdx.x < HeadDim / 2) waterweight::store_flagged(p_.exchange.attention + copy * (p_.hidden / 2) + head * (HeadDim / 2) + threadIdx.x, 0x3c003c00u, epoch);
-    waterweight::detail::cp_async_wait<0>(); sync(); (void)row; return;
+    if (split == 0 && threadIdx.x < HeadDim / 2)
+      waterweight::store_flagged(
+          p_.exchange.attention + copy * (p_.hidden / 2) + head * (HeadDim / 2) + threadIdx.x,
+          0x3c003c00u, epoch);
+    waterweight::detail::cp_async_wait<0>();
+    sync();
+    (void)row;
+    return;
 #else
     const int copy = layer & 1, row = copy * p_.heads + head;
     receive(p_.exchange.qkv + copy * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);

@@ -3,8 +3,8 @@
 // One block per SM stays for the token. Weights stream through a ring in its shared memory without
 // ever waiting for the layer before, because which tiles a block multiplies is fixed; what waits is
 // only the arithmetic. Blocks pass vectors to each other as words that carry their own epoch
-// (device/flagged.cuh), so a dependency costs one trip through L2 and there is no barrier across the
-// grid. In a block, warps have different jobs:
+// (device/flagged.cuh), so a dependency costs one trip through L2 and there is no barrier across
+// the grid. In a block, warps have different jobs:
 //
 //   producer   starts the copies of weights
 //   multiply   four rows of weights times the staged vector, and what belongs behind it
@@ -13,8 +13,8 @@
 //
 // and the order of a layer's products hides each other's latency: QKV, up, attention output, down.
 // Attention happens while up streams, and what up must still deliver arrives while the attention
-// output streams; only the step from down to the next layer is not hidden by anything, and there the
-// ring goes on filling.
+// output streams; only the step from down to the next layer is not hidden by anything, and there
+// the ring goes on filling.
 #pragma once
 
 #include <waterweight/device/reduce.cuh>
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
   const waterweight::weight_ring ring{memory, ring_barriers, ring_barriers + kMaxRingSlots,
                                       p.ring_slots, tile_bytes};
   const TokenShared layout(static_cast<std::size_t>(p.ring_slots * tile_bytes), p.hidden, p.inner,
-                           sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count),
+                           sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count + 1),
                            Attention::attend::shape::shared_bytes(p.most_slots), 0);
   auto* const first_planes = reinterpret_cast<std::int8_t*>(memory + layout.first_planes);
   auto* const second_planes = reinterpret_cast<std::int8_t*>(memory + layout.second_planes);
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     ring.init();
   }
   constexpr int kLayerWords = sizeof(TokenLayer<T>) / sizeof(std::uint64_t);
-  for (int i = thread; i < kLayerWords * p.layer_count; i += kTokenThreads) {
+  for (int i = thread; i < kLayerWords * (p.layer_count + 1); i += kTokenThreads) {
     reinterpret_cast<std::uint64_t*>(layers)[i] =
         reinterpret_cast<const std::uint64_t*>(p.layers)[i];
   }
@@ -114,12 +114,14 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
 
   Candidate best{-INFINITY, INT32_MAX};
   if (thread < kTokenFirstStager) {
-    Attention(p, layers, &attention_scratch, memory + layout.attention, memory + layout.merge).run(epoch);
+    Attention(p, layers, &attention_scratch, memory + layout.attention, memory + layout.merge)
+        .run(epoch);
   } else if (thread < kTokenFirstMultiplier) {
     Stager(p, layers, &stager_scratch, &staged, first_planes, second_planes).run(epoch);
   } else if (thread < kTokenProducer) {
     const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
-    best = TokenMultiplier<T>(p, layers, shares, ring, &staged, first_planes, second_planes, groups, range)
+    best = TokenMultiplier<T>(p, layers, shares, ring, &staged, first_planes, second_planes, groups,
+                              range)
                .run(epoch, vocab_limit);
   } else {
     TokenProducer<T>(p, layers, ring).run(shares, range);

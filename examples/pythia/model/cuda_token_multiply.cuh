@@ -1,8 +1,8 @@
 // The multiplying warps of the token kernel and the warp that keeps them in weights.
 //
 // A tile is four output rows times `hidden` elements of K, and belongs to one warp. The down
-// projection's K is `parts` times longer: its sums are integers, so the warps that have parts of the
-// same rows add them up in shared memory, in any order, and the last one finishes the rows.
+// projection's K is `parts` times longer: its sums are integers, so the warps that have parts of
+// the same rows add them up in shared memory, in any order, and the last one finishes the rows.
 #pragma once
 
 #include <waterweight/device/epilogue.cuh>
@@ -39,8 +39,7 @@ struct GroupRange {
 template <class T>
 class TokenProducer {
  public:
-  __device__ __forceinline__ TokenProducer(const TokenParameters<T>& p,
-                                           const TokenLayer<T>* layers,
+  __device__ __forceinline__ TokenProducer(const TokenParameters<T>& p, const TokenLayer<T>* layers,
                                            const waterweight::weight_ring& ring)
       : p_(p), layers_(layers), producer_(ring, p.most_in_flight) {}
 
@@ -49,18 +48,19 @@ class TokenProducer {
     for (int layer = 0; layer < p_.layer_count; ++layer) {
       const TokenLayer<T>& weights = layers_[layer];
       const TokenShare share = shares[layer];
-      rows(weights.qkv.weight, share.qkv_first, share.qkv_count);
-      rows(weights.up.weight, share.up_first, share.up_count);
-      const std::int8_t* down = weights.down.weight + tile_of(p_.inner, groups.first);
+      rows(weights.linear[kQkvTile].weight, share.qkv_first, share.qkv_count);
+      rows(weights.linear[kUpTile].weight, share.up_first, share.up_count);
+      const std::int8_t* down = weights.linear[kDownTile].weight + tile_of(p_.inner, groups.first);
       for (int group = 0; group < groups.count; ++group) {
         for (int part = 0; part < parts; ++part) {
           producer_.push_rows(down + part * p_.hidden, p_.hidden, p_.inner);
         }
         down += waterweight::kTileRows * p_.inner;
       }
-      rows(weights.dense.weight, groups.first, groups.count);
+      rows(weights.linear[kDenseTile].weight, groups.first, groups.count);
     }
-    rows(p_.head.weight, shares[p_.layer_count].qkv_first, shares[p_.layer_count].qkv_count);
+    rows(layers_[p_.layer_count].linear[kQkvTile].weight, shares[p_.layer_count].qkv_first,
+         shares[p_.layer_count].qkv_count);
   }
 
  private:
@@ -116,43 +116,44 @@ class TokenMultiplier {
       multiply(tile, mine, epoch, vocab_limit, &best);
     }
 #ifdef TOKEN_LOG
-    if (p_.log && lane_ == 0) for (int i = 0; i < 4; ++i) p_.log[(blockIdx.x * (p_.layer_count + 1) + warp) * 16 + 8 + i] = waits[i];
+    if (p_.log && lane_ == 0)
+      for (int i = 0; i < 4; ++i)
+        p_.log[(blockIdx.x * (p_.layer_count + 1) + warp) * 16 + 8 + i] = waits[i];
 #endif
     return best;
   }
 
  private:
-  /// Scale and bias of this lane's output row, for the tile and, where this warp may have to finish
-  /// the residual, for the down projection.
+  /// Scale and bias of an output row, in lane r and r + 4 for row r of the tile: of its own
+  /// product, and in the upper lanes of an attention output tile of the down projection, because
+  /// its warp may be the one to finish the residual.
   struct Channel {
     int row;
-    float scale, bias, down_scale, down_bias;
+    float scale;
+    std::uint32_t bias;  ///< of this row and its neighbour
+
+    __device__ __forceinline__ float biased(float acc) const {
+      const float2 pair = waterweight::detail::unpack_pair<T>(bias);
+      // One rounding for both, as the epilogues of the device-wide GEMM have it.
+      return fmaf(acc, scale, row % 2 == 0 ? pair.x : pair.y);
+    }
   };
 
-  __device__ __forceinline__ static void load(const TokenLinear<T>& linear, int row, float& scale,
-                                              float& bias) {
-    scale = __ldg(linear.scale + row);
-    bias = linear.bias == nullptr ? 0.0f : waterweight::detail::to_float(linear.bias[row]);
-  }
-
+  /// Starts the loads: nothing here waits for them.
   __device__ __forceinline__ Channel channel(const TileWalk& tile) const {
-    const TokenLayer<T>& weights = layers_[min(tile.layer, p_.layer_count - 1)];
     const TokenShare& share = shares_[tile.layer];
     const int index = tile.kind == kUpTile      ? share.up_first + tile.index
                       : tile.kind == kDenseTile ? range_.first + tile.index
                       : tile.kind == kDownTile  ? range_.first + tile.index / parts_
                                                 : share.qkv_first + tile.index;
-    Channel c{index * waterweight::kTileRows + lane_ % waterweight::kTileRows, 0, 0, 0, 0};
-    if (lane_ >= waterweight::kTileRows) return c;
-    if (tile.kind == kHeadTile) {
-      load(p_.head, c.row, c.scale, c.bias);
-    } else if (tile.kind == kQkvTile) {
-      load(weights.qkv, c.row, c.scale, c.bias);
-    } else if (tile.kind == kUpTile) {
-      load(weights.up, c.row, c.scale, c.bias);
-    } else {
-      load(weights.down, c.row, c.down_scale, c.down_bias);
-      if (tile.kind == kDenseTile) load(weights.dense, c.row, c.scale, c.bias);
+    Channel c{index * waterweight::kTileRows + lane_ % waterweight::kTileRows, 0.0f, 0};
+    if (lane_ >= 2 * waterweight::kTileRows) return c;
+    const bool other = tile.kind == kDenseTile && lane_ >= waterweight::kTileRows;
+    const int kind = other ? kDownTile : tile.kind == kHeadTile ? kQkvTile : tile.kind;
+    const TokenLinear<T>& linear = layers_[tile.layer].linear[kind];
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(c.scale) : "l"(linear.scale + c.row));
+    if (linear.bias != nullptr) {
+      asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(c.bias) : "l"(linear.bias + c.row / 2 * 2));
     }
     return c;
   }
@@ -173,12 +174,15 @@ class TokenMultiplier {
 #endif
     waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
 #ifdef TOKEN_LOG
-    long long t1 = clock64(); waits[0] += t1 - t0;
+    long long t1 = clock64();
+    waits[0] += t1 - t0;
 #endif
     const float step = staged_->step[vector];
     waterweight::detail::mbarrier_wait(ring_.full + ring_cursor_.slot, ring_cursor_.parity);
 #ifdef TOKEN_LOG
-    t0 = clock64(); waits[1] += t0 - t1; ++waits[3];
+    t0 = clock64();
+    waits[1] += t0 - t1;
+    ++waits[3];
 #endif
     const int sum = waterweight::warp_tile_sums(
         reinterpret_cast<const std::int8_t*>(ring_.slot(ring_cursor_.slot)), planes, pitch,
@@ -200,14 +204,16 @@ class TokenMultiplier {
       arrive(group, c, epoch, tile.layer);
       return;
     }
-    // One rounding for scale and bias together, as the epilogues of the device-wide GEMM have it.
     const float acc = step * waterweight::warp_tile_value(sum);
     if (tile.kind == kDenseTile) {
       TokenGroup& group = groups_[tile.index];
       if (lane_ < waterweight::kTileRows) {
-        group.x[lane_] = fmaf(acc, c.scale, c.bias) + group.x[lane_];
+        group.x[lane_] = c.biased(acc) + group.x[lane_];
       }
-      arrive(group, c, epoch, tile.layer);
+      Channel down = c;
+      down.scale = __shfl_down_sync(0xffffffffu, c.scale, waterweight::kTileRows);
+      down.bias = __shfl_down_sync(0xffffffffu, c.bias, waterweight::kTileRows);
+      arrive(group, down, epoch, tile.layer);
     } else if (tile.kind == kHeadTile) {
       if (lane_ < waterweight::kTileRows) {
         const float value = acc * c.scale;
@@ -215,7 +221,7 @@ class TokenMultiplier {
         if (c.row < vocab_limit) *best = better(*best, {value, c.row});
       }
     } else {
-      float y = fmaf(acc, c.scale, c.bias);
+      float y = c.biased(acc);
       if (tile.kind == kUpTile) {
         y = p_.gelu_tanh ? waterweight::gelu_tanh(y) : waterweight::gelu_erf(y);
       }
@@ -236,10 +242,10 @@ class TokenMultiplier {
     }
   }
 
-  /// One contribution to a group of residual rows is in shared memory; the last one adds them up and
-  /// passes the rows on to the next layer.
-  __device__ __forceinline__ void arrive(TokenGroup& group, const Channel& c,
-                                         std::uint32_t epoch, int layer) const {
+  /// One contribution to a group of residual rows is in shared memory; the last one adds them up
+  /// and passes the rows on to the next layer.
+  __device__ __forceinline__ void arrive(TokenGroup& group, const Channel& c, std::uint32_t epoch,
+                                         int layer) const {
     __threadfence_block();
     __syncwarp();
     int before = 0;
@@ -249,10 +255,10 @@ class TokenMultiplier {
     __threadfence_block();
     if (lane_ < waterweight::kTileRows) {
       const float step = staged_->step[kDownInput];
-      const float sum = step * waterweight::fixed_point_sum(group.sums[0][lane_],
-                                                            group.sums[1][lane_],
-                                                            group.sums[2][lane_]);
-      const float x = fmaf(sum, c.down_scale, c.down_bias) + group.x[lane_];
+      const float sum =
+          step * waterweight::fixed_point_sum(group.sums[0][lane_], group.sums[1][lane_],
+                                              group.sums[2][lane_]);
+      const float x = c.biased(sum) + group.x[lane_];
       group.x[lane_] = x;
 #pragma unroll
       for (int plane = 0; plane < waterweight::kPlanes; ++plane) group.sums[plane][lane_] = 0;

@@ -32,10 +32,9 @@ class TokenStager {
     std::uint32_t largest[kStagedVectors][kWarps];
   };
 
-  __device__ __forceinline__ TokenStager(const TokenParameters<T>& p,
-                                         const TokenLayer<T>* layers, Scratch* scratch,
-                                         StagedPlanes* staged, std::int8_t* first_planes,
-                                         std::int8_t* second_planes)
+  __device__ __forceinline__ TokenStager(const TokenParameters<T>& p, const TokenLayer<T>* layers,
+                                         Scratch* scratch, StagedPlanes* staged,
+                                         std::int8_t* first_planes, std::int8_t* second_planes)
       : p_(p),
         layers_(layers),
         scratch_(scratch),
@@ -55,19 +54,26 @@ class TokenStager {
       const int blocks = static_cast<int>(gridDim.x);
       // A tile that each block is to have done when it is through three quarters of them.
       const waterweight::flagged_word* const mlp = p_.exchange.mlp + copy * (p_.inner / 2);
-      await(blocks, epoch, [&](int i) { return mlp + (4 * i + 3) * (p_.inner / 4) / (4 * blocks) * 2; });
+      await(blocks, epoch,
+            [&](int i) { return mlp + (4 * i + 3) * (p_.inner / 4) / (4 * blocks) * 2; });
       stage_pairs<E>(mlp, p_.inner, epoch, second_, kDownInput);
       const waterweight::flagged_word* const attention =
           p_.exchange.attention + copy * (p_.hidden / 2);
       await(p_.heads, epoch, [&](int i) { return attention + i * (p_.hidden / 2 / p_.heads); });
       stage_pairs<(E + 3) / 4>(attention, p_.hidden, epoch, first_, kDenseInput);
     }
-    stage_norms(p_.layer_count, epoch, p_.final_norm, nullptr);
+    stage_norms(p_.layer_count, epoch, layers_[p_.layer_count].attention_norm, nullptr);
   }
 
  private:
 #ifdef TOKEN_LOG
-  __device__ void log(int layer, int e) const { if (thread_ == 0 && p_.log != nullptr) { long long t; asm volatile("mov.u64 %0,%globaltimer;":"=l"(t)); p_.log[(blockIdx.x * (p_.layer_count + 1) + layer) * 16 + e] = t; } }
+  __device__ void log(int layer, int e) const {
+    if (thread_ == 0 && p_.log != nullptr) {
+      long long t;
+      asm volatile("mov.u64 %0,%globaltimer;" : "=l"(t));
+      p_.log[(blockIdx.x * (p_.layer_count + 1) + layer) * 16 + e] = t;
+    }
+  }
 #endif
   __device__ __forceinline__ void sync() const {
     waterweight::group_sync<kTokenStagingThreads, kStagingBarrier>();
@@ -88,7 +94,8 @@ class TokenStager {
   /// Waits for the words address(0 .. count - 1), one to a thread: asking for all of a vector while
   /// most of it is still being computed would only be in the way.
   template <class Address>
-  __device__ __forceinline__ void await([[maybe_unused]] int count, [[maybe_unused]] std::uint32_t epoch,
+  __device__ __forceinline__ void await([[maybe_unused]] int count,
+                                        [[maybe_unused]] std::uint32_t epoch,
                                         [[maybe_unused]] const Address& address) const {
 #ifndef NOGATE
     for (int i = thread_; i < count; i += kTokenStagingThreads) {
@@ -119,16 +126,8 @@ class TokenStager {
   /// The residual stream through one or two LayerNorms.
   __device__ void stage_norms(int layer, std::uint32_t epoch, const CudaLayerNorm& first,
                               const CudaLayerNorm* second) {
-    float w1[E], b1[E], w2[E], b2[E], x[E];
-#pragma unroll
-    for (int j = 0; j < E; ++j) {
-      const int i = element(j);
-      const bool there = i < p_.hidden;
-      w1[j] = there ? __ldg(first.weight + i) : 0.0f;
-      b1[j] = there ? __ldg(first.bias + i) : 0.0f;
-      w2[j] = there && second != nullptr ? __ldg(second->weight + i) : 0.0f;
-      b2[j] = there && second != nullptr ? __ldg(second->bias + i) : 0.0f;
-    }
+    float x[E], weight[E], bias[E];
+    load_norm(first, weight, bias);  // under way while x is waited for
     if (layer == 0) {
       const T* row = p_.embedding + static_cast<std::int64_t>(*p_.token) * p_.hidden;
 #pragma unroll
@@ -161,40 +160,60 @@ class TokenStager {
     }
     const float variance = group_sum(squares, scratch_->squares) / static_cast<float>(p_.hidden);
     const float scale = 1.0f / sqrtf(variance + p_.eps);
-    std::uint32_t largest1 = 0, largest2 = 0;
+    float unit[E];
+#pragma unroll
+    for (int j = 0; j < E; ++j) unit[j] = (x[j] - mean) * scale;
+    write_norm(unit, weight, bias, first_, kAttentionInput);
+    if (second == nullptr) return;
+    LOG(layer, 2);
+    load_norm(*second, weight, bias);
+    write_norm(unit, weight, bias, second_, kMlpInput);
+  }
+
+  /// Not moved behind what follows: it takes as long as the wait that comes next.
+  __device__ __forceinline__ void load_norm(const CudaLayerNorm& norm, float (&weight)[E],
+                                            float (&bias)[E]) const {
+    const auto load = [](const float* address) {
+      float value;
+      asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(address));
+      return value;
+    };
 #pragma unroll
     for (int j = 0; j < E; ++j) {
-      const float unit = (x[j] - mean) * scale;
-      w1[j] = rounded(unit * w1[j] + b1[j]);
-      w2[j] = rounded(unit * w2[j] + b2[j]);
-      if (element(j) >= p_.hidden) continue;
-      largest1 = max(largest1, waterweight::magnitude_bits(w1[j]));
-      largest2 = max(largest2, waterweight::magnitude_bits(w2[j]));
+      const bool there = element(j) < p_.hidden;
+      weight[j] = there ? load(norm.weight + element(j)) : 0.0f;
+      bias[j] = there ? load(norm.bias + element(j)) : 0.0f;
     }
-    put_largest(largest1, kAttentionInput);
-    put_largest(largest2, kMlpInput);
-    sync();
-    write_elements(w1, largest(kAttentionInput), first_, kAttentionInput);
-    LOG(layer, 2);
-    if (second != nullptr) write_elements(w2, largest(kMlpInput), second_, kMlpInput);
   }
 
   __device__ __forceinline__ static float rounded(float x) {
     return waterweight::detail::to_float(waterweight::detail::from_float<T>(x));
   }
 
-  __device__ __forceinline__ void write_elements(const float (&x)[E], std::uint32_t largest,
-                                                 std::int8_t* planes, StagedVector vector) const {
-    const waterweight::fixed_point_scale scale(largest);
+  /// Planes of unit * weight + bias, rounded to T as layernorm() stores it.
+  __device__ __forceinline__ void write_norm(const float (&unit)[E], const float (&weight)[E],
+                                             const float (&bias)[E], std::int8_t* planes,
+                                             StagedVector vector) const {
+    float x[E];
+    std::uint32_t most = 0;
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      x[j] = rounded(unit[j] * weight[j] + bias[j]);
+      if (element(j) < p_.hidden) most = max(most, waterweight::magnitude_bits(x[j]));
+    }
+    put_largest(most, vector);
+    sync();
+    const waterweight::fixed_point_scale scale(largest(vector));
     const int pitch = waterweight::tile_plane_pitch(p_.hidden);
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       const int i = element(j);
       if (i >= p_.hidden) break;
       const int3 digits = waterweight::fixed_point_digits(x[j], scale.inverse);
-      planes[i] = static_cast<std::int8_t>(digits.x);
-      planes[pitch + i] = static_cast<std::int8_t>(digits.y);
-      planes[2 * pitch + i] = static_cast<std::int8_t>(digits.z);
+      std::int8_t* const place = planes + waterweight::plane_place(i);
+      place[0] = static_cast<std::int8_t>(digits.x);
+      place[pitch] = static_cast<std::int8_t>(digits.y);
+      place[2 * pitch] = static_cast<std::int8_t>(digits.z);
     }
     publish(vector, scale.step);
   }
@@ -212,8 +231,9 @@ class TokenStager {
     for (int j = 0; j < N; ++j) {
       const float2 low = waterweight::detail::unpack_pair<T>(words[j].x);
       const float2 high = waterweight::detail::unpack_pair<T>(words[j].y);
-      most = max(max(most, max(waterweight::magnitude_bits(low.x), waterweight::magnitude_bits(low.y))),
-                 max(waterweight::magnitude_bits(high.x), waterweight::magnitude_bits(high.y)));
+      most = max(
+          max(most, max(waterweight::magnitude_bits(low.x), waterweight::magnitude_bits(low.y))),
+          max(waterweight::magnitude_bits(high.x), waterweight::magnitude_bits(high.y)));
     }
     put_largest(most, vector);
     sync();
@@ -229,7 +249,8 @@ class TokenStager {
       const waterweight::fixed_point_words digits(four, scale.inverse);
 #pragma unroll
       for (int plane = 0; plane < waterweight::kPlanes; ++plane) {
-        *reinterpret_cast<std::uint32_t*>(planes + plane * pitch + i) = digits.plane[plane];
+        *reinterpret_cast<std::uint32_t*>(planes + plane * pitch + waterweight::plane_place(i)) =
+            digits.plane[plane];
       }
     }
     publish(vector, scale.step);

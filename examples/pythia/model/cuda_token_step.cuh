@@ -69,14 +69,14 @@ class TokenStep {
     arena->add(&exchange.tokens, 1);
     arena->add(&p_.ending.best, static_cast<std::size_t>(blocks_));
     arena->add(&p_.ending.arrived, 1);
-    arena->add(&layers_, layers);
+    arena->add(&layers_, layers + 1);
     arena->add(&device_shares_, shares_.size());
   }
 
   bool active() const { return active_; }
 
-  /// After the arena's allocation and kv.bind(). `step` as enqueue_decode_step takes it, `target` as
-  /// sample() does.
+  /// After the arena's allocation and kv.bind(). `step` as enqueue_decode_step takes it, `target`
+  /// as sample() does.
   void bind(const DecodeStep<T>& step, const SamplingTarget& target, cudaStream_t stream) {
     if (!active_) return;
     const CudaWeights<T>& weights = *step.weights;
@@ -87,11 +87,20 @@ class TokenStep {
     for (std::size_t i = 0; i < weights.layers.size(); ++i) {
       const CudaLayer<T>& layer = weights.layers[i];
       const waterweight::h2o_state_view& state = step.kv->states[i];
-      layers.push_back({linear(layer.qkv), linear(layer.up), linear(layer.dense),
-                        linear(layer.down), layer.attention_norm, layer.mlp_norm,
-                        step.kv->caches[i].k, step.kv->caches[i].v, state.score, state.position,
-                        state.free_slot});
+      layers.push_back(
+          {{linear(layer.qkv), linear(layer.up), linear(layer.down), linear(layer.dense)},
+           layer.attention_norm,
+           layer.mlp_norm,
+           step.kv->caches[i].k,
+           step.kv->caches[i].v,
+           state.score,
+           state.position,
+           state.free_slot});
     }
+    TokenLayer<T> last;
+    last.linear[kQkvTile] = linear(weights.embed_out);
+    last.attention_norm = weights.final_norm;
+    layers.push_back(last);
     const auto upload = [&](auto* to, const auto& from) {
       check_cuda(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(from[0]),
                                  cudaMemcpyHostToDevice, stream),
@@ -102,8 +111,6 @@ class TokenStep {
     upload(device_shares_, shares_);
     p_.layers = layers_;
     p_.shares = device_shares_;
-    p_.head = linear(weights.embed_out);
-    p_.final_norm = weights.final_norm;
     p_.embedding = weights.embedding;
     p_.token = step.tokens;
     p_.logits = step.logits;
@@ -167,11 +174,11 @@ class TokenStep {
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
     // Built for an older architecture, and translated for this one, the kernel is empty.
     if (attributes.ptxVersion < 90) return false;
-    const std::size_t tile = static_cast<std::size_t>(waterweight::kTileRows) *
-                             static_cast<std::size_t>(p_.hidden);
+    const std::size_t tile =
+        static_cast<std::size_t>(waterweight::kTileRows) * static_cast<std::size_t>(p_.hidden);
     const auto layout = [&](std::size_t slots) {
       return TokenShared(slots * tile, p_.hidden, p_.inner,
-                         sizeof(TokenLayer<T>) * static_cast<std::size_t>(p_.layer_count),
+                         sizeof(TokenLayer<T>) * static_cast<std::size_t>(p_.layer_count + 1),
                          TokenAttention<T, HeadDim>::attend::shape::shared_bytes(p_.most_slots),
                          token_merge_bytes(evict_every))
           .total;

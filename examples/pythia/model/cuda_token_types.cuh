@@ -26,7 +26,7 @@ namespace pythia {
 // The warps of a block and their jobs, in the order of thread numbers.
 constexpr int kTokenAttentionThreads = 128;
 constexpr int kTokenStagingThreads = 256;
-constexpr int kTokenMultiplyWarps = 8;
+constexpr int kTokenMultiplyWarps = 7;
 constexpr int kTokenFirstStager = kTokenAttentionThreads;
 constexpr int kTokenFirstMultiplier = kTokenFirstStager + kTokenStagingThreads;
 constexpr int kTokenProducer = kTokenFirstMultiplier + 32 * kTokenMultiplyWarps;
@@ -46,9 +46,14 @@ struct TokenLinear {
   const T* bias = nullptr;
 };
 
+/// What kinds of tiles follow each other in a block's sequence.
+enum TileKind { kQkvTile, kUpTile, kDownTile, kDenseTile, kHeadTile, kNoTile };
+constexpr int kLinearsOfLayer = 4;
+
+/// One layer; in the entry after the last one, the head as qkv and the last LayerNorm.
 template <class T>
 struct TokenLayer {
-  TokenLinear<T> qkv, up, dense, down;
+  TokenLinear<T> linear[kLinearsOfLayer];  ///< by TileKind
   CudaLayerNorm attention_norm, mlp_norm;
   T* k = nullptr;
   T* v = nullptr;
@@ -58,8 +63,8 @@ struct TokenLayer {
 };
 
 /// Vectors that blocks pass to each other within a token, each in two copies that layers use in
-/// turn: a copy is written again two layers later, and nobody gets there before all blocks have read
-/// it, because every layer needs every block's part of the one before.
+/// turn: a copy is written again two layers later, and nobody gets there before all blocks have
+/// read it, because every layer needs every block's part of the one before.
 struct TokenExchange {
   waterweight::flagged_word* x;          ///< [2, hidden] fp32: the residual stream
   waterweight::flagged_word* qkv;        ///< [2, 3 * hidden / 2] pairs of T
@@ -74,19 +79,17 @@ struct TokenExchange {
 
 /// How a token ends, after its logits: in the kernel, or in what is launched behind it.
 struct TokenEnding {
-  bool choose = false;      ///< take the best token and advance the sequence
-  SamplingTarget target;    ///< used with `choose`, like the next two
+  bool choose = false;    ///< take the best token and advance the sequence
+  SamplingTarget target;  ///< used with `choose`, like the next two
   std::int32_t* step = nullptr;
   std::int32_t* length = nullptr;
-  Candidate* best = nullptr;   ///< [blocks]
-  unsigned* arrived = nullptr; ///< one: blocks done; zero between tokens
+  Candidate* best = nullptr;    ///< [blocks]
+  unsigned* arrived = nullptr;  ///< one: blocks done; zero between tokens
 };
 
 template <class T>
 struct TokenParameters {
-  const TokenLayer<T>* layers;  ///< [layer_count], device memory
-  TokenLinear<T> head;
-  CudaLayerNorm final_norm;
+  const TokenLayer<T>* layers;  ///< [layer_count + 1], device memory
   const T* embedding;
   const std::int32_t* token;  ///< to be fed
   float* logits;              ///< [vocab]
@@ -123,9 +126,6 @@ struct TokenShared {
     total = merge + round(merge_bytes);
   }
 };
-
-/// What kinds of tiles follow each other in a block's sequence.
-enum TileKind { kQkvTile, kUpTile, kDownTile, kDenseTile, kHeadTile, kNoTile };
 
 /// Goes through the tiles of a block in the order in which its ring brings them.
 class TileWalk {

@@ -39,8 +39,8 @@ __device__ __forceinline__ uint4 load_flagged_pair(const flagged_word* source) {
                     static_cast<std::uint32_t>(second), static_cast<std::uint32_t>(second >> 32));
 }
 
-/// words[j] = source[first + j * stride] for those below `count`, all of this epoch: asks for all of
-/// them at once, and again as long as one is missing.
+/// words[j] = source[first + j * stride] for those below `count`, all of this epoch: asks for all
+/// of them at once, and again as long as one is missing.
 template <int N>
 __device__ __forceinline__ void wait_flagged(const flagged_word* source, int first, int stride,
                                              int count, std::uint32_t epoch,

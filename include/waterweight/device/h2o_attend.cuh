@@ -156,7 +156,7 @@ class block_h2o_attend {
   template <int LaterCopies>
   __device__ __forceinline__ float compute_logits(float scale_log2, float* logit) {
     detail::cp_async_wait<1 + LaterCopies>();  // the keys; the values may still be on their way
-    group_sync<Threads, Barrier>();                           // everybody's, the query and the fresh rows
+    group_sync<Threads, Barrier>();            // everybody's, the query and the fresh rows
     float maximum = -INFINITY;
     for (int round = 0; round * shape::kSlots < count_; ++round) {
       fetch(head_.k, keys_, round, &round_of_keys_);
@@ -181,7 +181,8 @@ class block_h2o_attend {
       logit[begin_ + i] = score;
       maximum = fmaxf(maximum, score);
     }
-    return block_reduce<Threads, Barrier>(maximum, scratch_, [](float a, float b) { return fmaxf(a, b); });
+    return block_reduce<Threads, Barrier>(maximum, scratch_,
+                                          [](float a, float b) { return fmaxf(a, b); });
   }
 
   /// p_[i] becomes exp2(logit - maximum); returns the sum.
@@ -195,7 +196,7 @@ class block_h2o_attend {
     detail::cp_async_wait<LaterCopies>();  // the values
     // The barrier inside also publishes p_ and the values.
     return block_reduce<Threads, Barrier>(sum, scratch_ + Threads / 32,
-                                 [](float a, float b) { return a + b; });
+                                          [](float a, float b) { return a + b; });
   }
 
   __device__ __forceinline__ void weigh_values(float sum, float* out) {

@@ -133,7 +133,7 @@ __device__ __forceinline__ void block_h2o_evict(const h2o_bookkeeping& head, con
   }
   if (count > 1) {
     block_h2o_close_gaps<Threads, Barrier>(head, reinterpret_cast<int*>(scratch + Threads / 32),
-                                  reinterpret_cast<int*>(scratch));
+                                           reinterpret_cast<int*>(scratch));
   }
 }
 
