@@ -19,6 +19,7 @@ __global__ void pass_around(flagged_word* vector, int per_block, int rounds, boo
                             std::uint32_t first_epoch, std::uint32_t* sums) {
   __shared__ std::uint32_t total;
   const int count = per_block * static_cast<int>(gridDim.x), thread = threadIdx.x;
+  const auto present = [&](int words) { return (words - thread + kThreads - 1) / kThreads; };
   std::uint32_t seed = 1;
   for (int round = 0; round < rounds; ++round) {
     flagged_word* const copy = vector + round % 2 * count;
@@ -32,11 +33,12 @@ __global__ void pass_around(flagged_word* vector, int per_block, int rounds, boo
     std::uint32_t own = 0;
     if (pairs) {
       uint2 words[kEach];
-      waterweight::wait_flagged_pairs<kEach>(copy, thread, kThreads, count / 2, epoch, words);
+      waterweight::wait_flagged_pairs<kEach, kThreads>(copy + 2 * thread, present(count / 2), epoch,
+                                                       words);
       for (const uint2& word : words) own += word.x + word.y;
     } else {
       std::uint32_t words[kEach];
-      waterweight::wait_flagged<kEach>(copy, thread, kThreads, count, epoch, words);
+      waterweight::wait_flagged<kEach, kThreads>(copy + thread, present(count), epoch, words);
       for (const std::uint32_t word : words) own += word;
     }
     atomicAdd(&total, own);

@@ -110,7 +110,9 @@ class TokenAttention {
                                           std::uint32_t epoch) {
     constexpr int kWords = 3 * HeadDim / 2, kEach = (kWords + kThreads - 1) / kThreads;
     std::uint32_t words[kEach];
-    waterweight::wait_flagged<kEach>(source, threadIdx.x, kThreads, kWords, epoch, words);
+    waterweight::wait_flagged<kEach, kThreads>(
+        source + threadIdx.x, (kWords - static_cast<int>(threadIdx.x) + kThreads - 1) / kThreads,
+        epoch, words);
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       const int i = static_cast<int>(threadIdx.x) + j * kThreads;

@@ -58,7 +58,7 @@ __device__ void end_token(const TokenParameters<T>& p, Candidate best) {
 }
 
 /// One block per SM, all of them resident at once (a cooperative launch). HeadDim: of the model.
-/// E: at least hidden / kTokenStagingThreads, and intermediate / 4 / kTokenStagingThreads.
+/// E: hidden / kTokenStagingThreads; intermediate is 4 * hidden.
 template <class T, int HeadDim, int E>
 __global__ void __launch_bounds__(kTokenThreads, 1)
     token_kernel(const __grid_constant__ TokenParameters<T> p) {

@@ -242,17 +242,26 @@ class TokenMultiplier {
     }
   }
 
+  /// Adds one to a counter in shared memory and returns what it was: what the warp wrote before is
+  /// visible to whoever counts on, and what others wrote before they counted is to this warp.
+  __device__ __forceinline__ static int arrive_at(int* counter) {
+    int before;
+    asm volatile("atom.acq_rel.cta.shared.add.s32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "r"(waterweight::detail::shared_address(counter))
+                 : "memory");
+    return before;
+  }
+
   /// One contribution to a group of residual rows is in shared memory; the last one adds them up
   /// and passes the rows on to the next layer.
   __device__ __forceinline__ void arrive(TokenGroup& group, const Channel& c, std::uint32_t epoch,
                                          int layer) const {
-    __threadfence_block();
     __syncwarp();
     int before = 0;
-    if (lane_ == 0) before = atomicAdd(&group.arrived, 1);
+    if (lane_ == 0) before = arrive_at(&group.arrived);
     before = __shfl_sync(0xffffffffu, before, 0);
     if (before < parts_) return;
-    __threadfence_block();
     if (lane_ < waterweight::kTileRows) {
       const float step = staged_->step[kDownInput];
       const float sum =
@@ -263,11 +272,8 @@ class TokenMultiplier {
 #pragma unroll
       for (int plane = 0; plane < waterweight::kPlanes; ++plane) group.sums[plane][lane_] = 0;
       if (lane_ == 0) group.arrived = 0;
-    }
-    __threadfence_block();
-    if (lane_ < waterweight::kTileRows) {
       waterweight::store_flagged(p_.exchange.x + ((layer + 1) & 1) * p_.hidden + c.row,
-                                 __float_as_uint(group.x[lane_]), epoch + 1);
+                                 __float_as_uint(x), epoch + 1);
     }
   }
 

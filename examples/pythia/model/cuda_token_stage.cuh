@@ -21,14 +21,14 @@ struct StagedPlanes {
   float step[kStagedVectors];
 };
 
-/// E: at least hidden / kTokenStagingThreads, and intermediate / 4 / kTokenStagingThreads.
+/// E: hidden / kTokenStagingThreads, and a quarter of intermediate / kTokenStagingThreads.
 template <class T, int E>
 class TokenStager {
  public:
   static constexpr int kWarps = kTokenStagingThreads / 32;
 
   struct Scratch {
-    float sum[kWarps], squares[kWarps];
+    float sum[2 * kWarps], squares[2 * kWarps];
     std::uint32_t largest[kStagedVectors][kWarps];
   };
 
@@ -43,26 +43,25 @@ class TokenStager {
         second_(second_planes),
         thread_(static_cast<int>(threadIdx.x) - kTokenFirstStager) {}
 
-  /// All vectors of the token, in order.
+  /// All vectors of the token, in order. One copy of each part of the code: all of the kernel's has
+  /// to stay in the instruction cache from layer to layer.
   __device__ void run(std::uint32_t epoch) {
-    for (int layer = 0; layer < p_.layer_count; ++layer, ++epoch) {
-      const TokenLayer<T>& weights = layers_[layer];
+    for (int layer = 0;; ++layer, ++epoch) {
       LOG(layer, 0);
-      stage_norms(layer, epoch, weights.attention_norm, &weights.mlp_norm);
-      const int copy = layer & 1;
+      stage_norms(layer, epoch);
+      if (layer == p_.layer_count) return;
       LOG(layer, 3);
-      const int blocks = static_cast<int>(gridDim.x);
-      // A tile that each block is to have done when it is through three quarters of them.
+      const int copy = layer & 1, blocks = static_cast<int>(gridDim.x);
       const waterweight::flagged_word* const mlp = p_.exchange.mlp + copy * (p_.inner / 2);
+      // A tile that each block is to have done when it is through three quarters of them.
       await(blocks, epoch,
-            [&](int i) { return mlp + (4 * i + 3) * (p_.inner / 4) / (4 * blocks) * 2; });
-      stage_pairs<E>(mlp, p_.inner, epoch, second_, kDownInput);
+            [&](int b) { return mlp + (4 * b + 3) * (p_.inner / 4) / (4 * blocks) * 2; });
+      stage_pairs<E, true>(mlp, p_.inner, epoch, second_, kDownInput);
       const waterweight::flagged_word* const attention =
           p_.exchange.attention + copy * (p_.hidden / 2);
-      await(p_.heads, epoch, [&](int i) { return attention + i * (p_.hidden / 2 / p_.heads); });
-      stage_pairs<(E + 3) / 4>(attention, p_.hidden, epoch, first_, kDenseInput);
+      await(p_.heads, epoch, [&](int h) { return attention + h * (p_.hidden / 2 / p_.heads); });
+      stage_pairs<(E + 3) / 4, E % 4 == 0>(attention, p_.hidden, epoch, first_, kDenseInput);
     }
-    stage_norms(p_.layer_count, epoch, layers_[p_.layer_count].attention_norm, nullptr);
   }
 
  private:
@@ -80,14 +79,20 @@ class TokenStager {
   }
   __device__ __forceinline__ int element(int j) const { return thread_ + j * kTokenStagingThreads; }
 
-  /// Sum over the group; a slot of scratch is written again only after further barriers.
-  __device__ __forceinline__ float group_sum(float value, float* scratch) const {
-    value = waterweight::warp_reduce(value, [](float a, float b) { return a + b; });
-    if (thread_ % 32 == 0) scratch[thread_ / 32] = value;
+  /// block_sum() of layernorm_kernel: its block is twice this group, so every thread stands for
+  /// two. `scratch` is written again only after further barriers.
+  __device__ __forceinline__ float group_sum(float even, float odd, float* scratch) const {
+    const auto add = [](float a, float b) { return a + b; };
+    even = waterweight::warp_reduce(even, add);
+    odd = waterweight::warp_reduce(odd, add);
+    if (thread_ % 32 == 0) {
+      scratch[thread_ / 32] = even;
+      scratch[kWarps + thread_ / 32] = odd;
+    }
     sync();
     float result = scratch[0];
 #pragma unroll
-    for (int i = 1; i < kWarps; ++i) result += scratch[i];
+    for (int i = 1; i < 2 * kWarps; ++i) result += scratch[i];
     return result;
   }
 
@@ -123,112 +128,118 @@ class TokenStager {
     if (thread_ % 32 == 0) waterweight::detail::mbarrier_arrive(staged_->ready + vector);
   }
 
-  /// The residual stream through one or two LayerNorms.
-  __device__ void stage_norms(int layer, std::uint32_t epoch, const CudaLayerNorm& first,
-                              const CudaLayerNorm* second) {
+  /// The residual stream through the layer's two LayerNorms, or the last one.
+  __device__ __forceinline__ void stage_norms(int layer, std::uint32_t epoch) {
     float x[E], weight[E], bias[E];
-    load_norm(first, weight, bias);  // under way while x is waited for
+    load_norm(layers_[layer].attention_norm, weight, bias);  // under way while x is waited for
     if (layer == 0) {
-      const T* row = p_.embedding + static_cast<std::int64_t>(*p_.token) * p_.hidden;
+      const T* row =
+          one_base(p_.embedding + static_cast<std::int64_t>(*p_.token) * p_.hidden + thread_);
 #pragma unroll
       for (int j = 0; j < E; ++j) {
-        const int i = element(j);
-        x[j] = i < p_.hidden ? waterweight::detail::to_float(row[i]) : 0.0f;
+        x[j] = waterweight::detail::to_float(row[j * kTokenStagingThreads]);
       }
     } else {
       std::uint32_t words[E];
       const waterweight::flagged_word* const source = p_.exchange.x + (layer & 1) * p_.hidden;
       const int blocks = static_cast<int>(gridDim.x), groups = p_.hidden / waterweight::kTileRows;
       await(blocks, epoch,
-            [&](int i) { return source + groups * i / blocks * waterweight::kTileRows; });
-      waterweight::wait_flagged<E>(source, thread_, kTokenStagingThreads, p_.hidden, epoch, words);
+            [&](int b) { return source + groups * b / blocks * waterweight::kTileRows; });
+      waterweight::wait_flagged<E, kTokenStagingThreads>(one_base(source + thread_), E, epoch,
+                                                         words);
 #pragma unroll
       for (int j = 0; j < E; ++j) x[j] = __uint_as_float(words[j]);
     }
     LOG(layer, 1);
-    float sum = 0.0f;
+    float sum[2] = {};
 #pragma unroll
     for (int j = 0; j < E; ++j) {
-      if (element(j) < p_.hidden) sum += x[j];
+      sum[j % 2] += x[j];
     }
-    const float mean = group_sum(sum, scratch_->sum) / static_cast<float>(p_.hidden);
-    float squares = 0.0f;
+    const float mean = group_sum(sum[0], sum[1], scratch_->sum) / static_cast<float>(p_.hidden);
+    float squares[2] = {};
 #pragma unroll
     for (int j = 0; j < E; ++j) {
-      const float centred = x[j] - mean;
-      if (element(j) < p_.hidden) squares += centred * centred;
+      x[j] -= mean;
+      squares[j % 2] += x[j] * x[j];
     }
-    const float variance = group_sum(squares, scratch_->squares) / static_cast<float>(p_.hidden);
+    const float variance =
+        group_sum(squares[0], squares[1], scratch_->squares) / static_cast<float>(p_.hidden);
     const float scale = 1.0f / sqrtf(variance + p_.eps);
-    float unit[E];
+    const int norms = layer < p_.layer_count ? 2 : 1;
+#pragma unroll 1
+    for (int i = 0; i < norms; ++i) {
+      std::int8_t* const planes = (i == 0 ? first_ : second_) + waterweight::plane_place(thread_);
+      const StagedVector vector = i == 0 ? kAttentionInput : kMlpInput;
+      std::uint32_t most = 0;
 #pragma unroll
-    for (int j = 0; j < E; ++j) unit[j] = (x[j] - mean) * scale;
-    write_norm(unit, weight, bias, first_, kAttentionInput);
-    if (second == nullptr) return;
-    LOG(layer, 2);
-    load_norm(*second, weight, bias);
-    write_norm(unit, weight, bias, second_, kMlpInput);
+      for (int j = 0; j < E; ++j) {
+        const float unit = x[j] * scale;
+        weight[j] = rounded(unit * weight[j] + bias[j]);
+        most = max(most, waterweight::magnitude_bits(weight[j]));
+      }
+      put_largest(most, vector);
+      sync();
+      const waterweight::fixed_point_scale step(largest(vector));
+      const int pitch = waterweight::tile_plane_pitch(p_.hidden);
+#pragma unroll
+      for (int j = 0; j < E; ++j) {
+        const int3 digits = waterweight::fixed_point_digits(weight[j], step.inverse);
+        // Every 128th element lies in the same place of its 16.
+        std::int8_t* const place = planes + j * kTokenStagingThreads;
+        place[0] = static_cast<std::int8_t>(digits.x);
+        place[pitch] = static_cast<std::int8_t>(digits.y);
+        place[2 * pitch] = static_cast<std::int8_t>(digits.z);
+      }
+      publish(vector, step.step);
+      LOG(layer, 2);
+      if (i + 1 < norms) load_norm(layers_[layer].mlp_norm, weight, bias);
+    }
   }
 
-  /// Not moved behind what follows: it takes as long as the wait that comes next.
+  /// Keeps the compiler from giving every element an address of its own.
+  template <class U>
+  __device__ __forceinline__ static const U* one_base(const U* pointer) {
+    asm volatile("" : "+l"(pointer));
+    return pointer;
+  }
+
+  /// In program order: it takes as long as the wait that comes next.
   __device__ __forceinline__ void load_norm(const CudaLayerNorm& norm, float (&weight)[E],
                                             float (&bias)[E]) const {
-    const auto load = [](const float* address) {
-      float value;
-      asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(address));
-      return value;
-    };
+    const auto load = [&](const float* source, float(&values)[E]) {
+      const float* const mine = one_base(source + thread_);
 #pragma unroll
-    for (int j = 0; j < E; ++j) {
-      const bool there = element(j) < p_.hidden;
-      weight[j] = there ? load(norm.weight + element(j)) : 0.0f;
-      bias[j] = there ? load(norm.bias + element(j)) : 0.0f;
-    }
+      for (int j = 0; j < E; ++j) {
+        asm volatile("ld.global.nc.f32 %0, [%1];"
+                     : "=f"(values[j])
+                     : "l"(mine + j * kTokenStagingThreads));
+      }
+    };
+    load(norm.weight, weight);
+    load(norm.bias, bias);
   }
 
   __device__ __forceinline__ static float rounded(float x) {
     return waterweight::detail::to_float(waterweight::detail::from_float<T>(x));
   }
 
-  /// Planes of unit * weight + bias, rounded to T as layernorm() stores it.
-  __device__ __forceinline__ void write_norm(const float (&unit)[E], const float (&weight)[E],
-                                             const float (&bias)[E], std::int8_t* planes,
-                                             StagedVector vector) const {
-    float x[E];
-    std::uint32_t most = 0;
-#pragma unroll
-    for (int j = 0; j < E; ++j) {
-      x[j] = rounded(unit[j] * weight[j] + bias[j]);
-      if (element(j) < p_.hidden) most = max(most, waterweight::magnitude_bits(x[j]));
-    }
-    put_largest(most, vector);
-    sync();
-    const waterweight::fixed_point_scale scale(largest(vector));
-    const int pitch = waterweight::tile_plane_pitch(p_.hidden);
-#pragma unroll
-    for (int j = 0; j < E; ++j) {
-      const int i = element(j);
-      if (i >= p_.hidden) break;
-      const int3 digits = waterweight::fixed_point_digits(x[j], scale.inverse);
-      std::int8_t* const place = planes + waterweight::plane_place(i);
-      place[0] = static_cast<std::int8_t>(digits.x);
-      place[pitch] = static_cast<std::int8_t>(digits.y);
-      place[2 * pitch] = static_cast<std::int8_t>(digits.z);
-    }
-    publish(vector, scale.step);
-  }
-
-  /// `count` values that arrive as flagged pairs of T, four to a thread at a time.
-  template <int N>
-  __device__ void stage_pairs(const waterweight::flagged_word* source, int count,
-                              std::uint32_t epoch, std::int8_t* planes, StagedVector vector) {
+  /// `count` values that arrive as flagged pairs of T, four to a thread at a time, N times. All:
+  /// that is exactly their number.
+  template <int N, bool All>
+  __device__ __forceinline__ void stage_pairs(const waterweight::flagged_word* source, int count,
+                                              std::uint32_t epoch, std::int8_t* planes,
+                                              StagedVector vector) {
+    const int present =
+        All ? N : (count / 4 - thread_ + kTokenStagingThreads - 1) / kTokenStagingThreads;
     uint2 words[N];
-    waterweight::wait_flagged_pairs<N>(source, thread_, kTokenStagingThreads, count / 4, epoch,
-                                       words);
+    waterweight::wait_flagged_pairs<N, kTokenStagingThreads>(one_base(source + 2 * thread_),
+                                                             present, epoch, words);
     LOG((int)((epoch - 1) % (p_.layer_count + 1)), vector == kDenseInput ? 4 : 6);
     std::uint32_t most = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
+      if (!All && j >= present) break;
       const float2 low = waterweight::detail::unpack_pair<T>(words[j].x);
       const float2 high = waterweight::detail::unpack_pair<T>(words[j].y);
       most = max(
@@ -239,17 +250,17 @@ class TokenStager {
     sync();
     const waterweight::fixed_point_scale scale(largest(vector));
     const int pitch = waterweight::tile_plane_pitch(count);
+    std::int8_t* const mine = planes + waterweight::plane_place(4 * thread_);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const int i = 4 * element(j);
-      if (i >= count) break;
+      if (!All && j >= present) break;
       const float2 low = waterweight::detail::unpack_pair<T>(words[j].x);
       const float2 high = waterweight::detail::unpack_pair<T>(words[j].y);
       const float four[4] = {low.x, low.y, high.x, high.y};
       const waterweight::fixed_point_words digits(four, scale.inverse);
 #pragma unroll
       for (int plane = 0; plane < waterweight::kPlanes; ++plane) {
-        *reinterpret_cast<std::uint32_t*>(planes + plane * pitch + waterweight::plane_place(i)) =
+        *reinterpret_cast<std::uint32_t*>(mine + plane * pitch + 4 * j * kTokenStagingThreads) =
             digits.plane[plane];
       }
     }

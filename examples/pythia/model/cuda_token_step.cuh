@@ -22,20 +22,22 @@ namespace pythia {
 /// otherwise returns false. E: see token_kernel.
 template <class F>
 bool dispatch_token_kernel(int head_dim, int hidden, const F& f) {
-  const auto fits = [&](int dim, int e) {
-    return head_dim == dim && hidden <= e * kTokenStagingThreads;
-  };
-  const auto call = [&](auto dim, auto e) {
+  const auto is = [&](auto dim, auto e) {
+    if (head_dim != dim || hidden != e * kTokenStagingThreads) return false;
     f(dim, e);
     return true;
   };
   using std::integral_constant;
-  if (fits(64, 4)) return call(integral_constant<int, 64>{}, integral_constant<int, 4>{});
-  if (fits(80, 10)) return call(integral_constant<int, 80>{}, integral_constant<int, 10>{});
-  if (fits(128, 10)) return call(integral_constant<int, 128>{}, integral_constant<int, 10>{});
-  if (fits(128, 20)) return call(integral_constant<int, 128>{}, integral_constant<int, 20>{});
-  if (fits(256, 10)) return call(integral_constant<int, 256>{}, integral_constant<int, 10>{});
-  return false;
+  constexpr integral_constant<int, 64> k64;
+  constexpr integral_constant<int, 80> k80;
+  constexpr integral_constant<int, 128> k128;
+  constexpr integral_constant<int, 256> k256;
+  constexpr integral_constant<int, 2> small;  // the bundled model and those of the tests
+  constexpr integral_constant<int, 8> k1024;
+  constexpr integral_constant<int, 16> k2048;
+  constexpr integral_constant<int, 20> k2560;
+  return is(k80, k2560) || is(k128, k2048) || is(k256, k2048) || is(k64, k1024) || is(k64, small) ||
+         is(k128, small) || is(k256, small);
 }
 
 /// The token kernel of one engine. Use: plan() before the arena is allocated, bind() after, then

@@ -25,7 +25,7 @@ namespace pythia {
 
 // The warps of a block and their jobs, in the order of thread numbers.
 constexpr int kTokenAttentionThreads = 128;
-constexpr int kTokenStagingThreads = 256;
+constexpr int kTokenStagingThreads = 128;
 constexpr int kTokenMultiplyWarps = 7;
 constexpr int kTokenFirstStager = kTokenAttentionThreads;
 constexpr int kTokenFirstMultiplier = kTokenFirstStager + kTokenStagingThreads;

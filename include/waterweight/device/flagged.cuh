@@ -39,20 +39,19 @@ __device__ __forceinline__ uint4 load_flagged_pair(const flagged_word* source) {
                     static_cast<std::uint32_t>(second), static_cast<std::uint32_t>(second >> 32));
 }
 
-/// words[j] = source[first + j * stride] for those below `count`, all of this epoch: asks for all
-/// of them at once, and again as long as one is missing.
-template <int N>
-__device__ __forceinline__ void wait_flagged(const flagged_word* source, int first, int stride,
-                                             int count, std::uint32_t epoch,
-                                             std::uint32_t (&words)[N]) {
+/// words[j] = source[j * Stride] for j < present (at most N), all of this epoch: asks for all of
+/// them at once, and again as long as one is missing. The others become 0.
+template <int N, int Stride>
+__device__ __forceinline__ void wait_flagged(const flagged_word* source, int present,
+                                             std::uint32_t epoch, std::uint32_t (&words)[N]) {
   bool missing;
   do {
     missing = false;
     flagged_word loaded[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const int i = first + j * stride;
-      loaded[j] = i < count ? load_flagged(source + i) : make_uint2(0, epoch);
+      loaded[j] = make_uint2(0, epoch);
+      if (j < present) loaded[j] = load_flagged(source + j * Stride);
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -62,19 +61,18 @@ __device__ __forceinline__ void wait_flagged(const flagged_word* source, int fir
   } while (missing);
 }
 
-/// The same for pairs of words: `first`, `stride` and `count` are in pairs.
-template <int N>
-__device__ __forceinline__ void wait_flagged_pairs(const flagged_word* source, int first,
-                                                   int stride, int count, std::uint32_t epoch,
-                                                   uint2 (&words)[N]) {
+/// The same for pairs of words: (words[j].x, words[j].y) = source[2 * j * Stride] and the next one.
+template <int N, int Stride>
+__device__ __forceinline__ void wait_flagged_pairs(const flagged_word* source, int present,
+                                                   std::uint32_t epoch, uint2 (&words)[N]) {
   bool missing;
   do {
     missing = false;
     uint4 loaded[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const int i = first + j * stride;
-      loaded[j] = i < count ? load_flagged_pair(source + 2 * i) : make_uint4(0, epoch, 0, epoch);
+      loaded[j] = make_uint4(0, epoch, 0, epoch);
+      if (j < present) loaded[j] = load_flagged_pair(source + 2 * j * Stride);
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
