@@ -72,7 +72,8 @@ class DecodeProblem {
     check(cudaGetLastError(), "resetting the caches");
   }
 
-  /// One token of every sequence in one layer.
+  /// One token of every sequence in one layer. What runs before it, another layer's or h2o_advance,
+  /// leaves this layer's keys and values alone.
   cudaError_t decode(const Session& session, int layer) const {
     const std::size_t heads = std::size_t(layer) * shape.batch * shape.heads;
     const std::size_t slots = heads * shape.capacity;
@@ -89,7 +90,7 @@ class DecodeProblem {
     const waterweight::rotary_view rotary{inv_freq_.data(), 2 * static_cast<int>(inv_freq_.size())};
     return waterweight::h2o_decode_attention<T>(
         session.device, qkv(0), qkv(1), qkv(2), rotary, cache, state, shape.budget, out_view(),
-        {workspace_.data(), workspace_.size()}, session.stream);
+        {workspace_.data(), workspace_.size()}, session.stream, waterweight::early_read::cache);
   }
 
   /// After the last layer of a token.

@@ -28,7 +28,7 @@ template <class T>
 /// lse: [batch, heads, tokens] fp32 natural log-sum-exp of the scaled scores; null to skip (then
 /// column_sums must be null too).
 /// column_sums: [batch, kv_heads, tokens] fp32: for each key the softmax mass it received from all
-/// queries of its head group; null to skip. H2O's initial scores.
+/// queries of its head group: H2O's initial scores; null to skip. At most 8388480 tokens with them.
 /// Cost: 2*head_dim*tokens^2 FLOP per head, half as much again for column sums; O(tokens) memory.
 /// Deterministic (one owner per output). After FlashAttention-2 (Dao 2023) and H2O (2023).
 template <class T>
@@ -56,6 +56,8 @@ template <class T>
 /// With a granularity other than per_head nothing is evicted here: h2o_evict must follow, before
 /// h2o_advance.
 /// ws: at least h2o_decode_workspace_bytes(batch, heads, capacity, head_dim), 16-byte aligned.
+/// early: early_read::cache lets keys and values be fetched before the kernel ahead has ended. In a
+/// decode step that kernel is a projection, and the promise holds.
 /// Cost: reads length * 2 * head_dim * sizeof(T) per KV head, in one launch. Deterministic: the
 /// slots of a head are divided and merged by the cache's shape alone, whatever the batch.
 /// Errors: cudaErrorInvalidValue as everywhere (short workspace, more slots than fit); else the
@@ -67,10 +69,10 @@ template <class T>
                                                detail::type_identity_t<heads_view<const T>> v_new,
                                                rotary_view rotary, kv_cache_view<T> cache,
                                                h2o_state_view state, h2o_policy policy,
-                                               heads_view<T> out, workspace ws,
-                                               cudaStream_t stream) noexcept {
+                                               heads_view<T> out, workspace ws, cudaStream_t stream,
+                                               early_read early = early_read::nothing) noexcept {
   return detail::launch_decode<T>(device, q, k_new, v_new, rotary, cache, state, policy, out, ws,
-                                  stream);
+                                  stream, early);
 }
 
 /// Workspace of h2o_decode_attention for caches of up to this many sequences, query heads and

@@ -91,6 +91,13 @@ enum class h2o_granularity {
   per_model,  ///< one set for all layers: one eviction at the end of the step
 };
 
+/// What a kernel may read while the one launched just before it on the stream still runs
+/// (programmatic dependent launch, compute capability 9.0 and newer; elsewhere it changes nothing).
+enum class early_read {
+  nothing,
+  cache  ///< keys and values: the caller promises that the kernel before does not write them
+};
+
 /// Which keys H2O keeps, apart from the tokens decoded since the last eviction. All counts >= 0,
 /// evict_every >= 1.
 ///

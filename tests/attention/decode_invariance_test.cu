@@ -233,4 +233,57 @@ TEST_F(DecodeInvarianceTest, SharedKeysAreTheSameKeysRepeated) {
   }
 }
 
+/// Layers in turn, captured and eager, with and without promises to the kernel: the same bits. More
+/// heads than the card has SMs, so that blocks of several steps wait for each other, and few.
+TEST_F(DecodeInvarianceTest, EarlyReadsChangeNothing) {
+  std::mt19937 generator(94);
+  constexpr int kLayers = 3;
+  for (const Shape s : {Shape{1, 4, 4, 80}, Shape{9, 32, 32, 64}}) {
+    const int tokens = s.batch == 1 ? 330 : 150;
+    const h2o_policy policy{4, tokens / 2, tokens / 4};
+    Run run(s, tokens * kLayers, generator);
+    const auto decode = [&](waterweight::early_read early, bool captured) {
+      Harness model(s.batch, s.heads, s.kv_heads, policy.capacity(), s.head_dim, true, kLayers);
+      run.out.poison();
+      const auto enqueue = [&] {
+        for (int t = 0; t < tokens; ++t) {
+          for (int l = 0; l < kLayers; ++l) {
+            const int i = t * kLayers + l;
+            ASSERT_CUDA(waterweight::h2o_decode_attention(
+                device, run.q.device_token(i), run.k.device_token(i), run.v.device_token(i),
+                run.rotary(), model.cache(l), model.state().layer(l, model.capacity), policy,
+                run.out.device_token(i), model.workspace(), stream, early));
+          }
+          ASSERT_CUDA(
+              waterweight::h2o_advance(model.state(), s.batch, model.capacity, policy, stream));
+        }
+      };
+      if (captured) {
+        cudaGraph_t graph = nullptr;
+        cudaGraphExec_t executable = nullptr;
+        ASSERT_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        enqueue();
+        ASSERT_CUDA(cudaStreamEndCapture(stream, &graph));
+        ASSERT_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+        ASSERT_CUDA(cudaGraphLaunch(executable, stream));
+        ASSERT_CUDA(cudaStreamSynchronize(stream));
+        ASSERT_CUDA(cudaGraphExecDestroy(executable));
+        ASSERT_CUDA(cudaGraphDestroy(graph));
+      } else {
+        enqueue();
+        ASSERT_CUDA(cudaStreamSynchronize(stream));
+      }
+      run.out.download();
+    };
+    decode(waterweight::early_read::nothing, false);
+    const auto want = run.out.host;
+    for (const bool captured : {false, true}) {
+      decode(waterweight::early_read::cache, captured);
+      EXPECT_TRUE(test::same_bits(want, run.out.host)) << "batch " << s.batch << " " << captured;
+      decode(waterweight::early_read::nothing, captured);
+      EXPECT_TRUE(test::same_bits(want, run.out.host)) << "batch " << s.batch << " " << captured;
+    }
+  }
+}
+
 }  // namespace

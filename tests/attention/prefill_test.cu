@@ -131,6 +131,7 @@ TYPED_TEST(PrefillTest, RaggedLengths) {
   std::mt19937 generator(23);
   this->check({4, 150, 2, 1, 80}, {150, 1, 64, 99}, 1.0f, generator);
   this->check({3, 70, 2, 2, 256}, {0, 33, 70}, 1.0f, generator);
+  this->check({3, 410, 4, 2, 80}, {410, 257, 128}, 1.0f, generator);  // several key tiles
 }
 
 TYPED_TEST(PrefillTest, SharpSoftmax) {
@@ -228,6 +229,9 @@ TEST(PrefillArguments, AreCheckedBeforeAnyLaunch) {
   EXPECT_EQ(cudaErrorInvalidValue, call(bad, good, bad));  // 3 query heads, 2 KV heads
   bad = good;
   bad.tokens = 0;
+  EXPECT_EQ(cudaErrorInvalidValue, call(bad, bad, bad));
+  bad = good;
+  bad.tokens = 8388481;  // one key tile more than a grid has
   EXPECT_EQ(cudaErrorInvalidValue, call(bad, bad, bad));
   EXPECT_EQ(cudaErrorInvalidValue,
             waterweight::h2o_prefill_attention(device, good, good, good, nullptr, good, nullptr,

@@ -81,7 +81,7 @@ void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step,
           waterweight::h2o_decode_attention<T>(
               launch.device, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
               step.kv->policy, contiguous_heads(activations.attention_out, config, batch, 1),
-              launch.workspace, launch.stream),
+              launch.workspace, launch.stream, waterweight::early_read::cache),
           "h2o_decode_attention");
     });
   }

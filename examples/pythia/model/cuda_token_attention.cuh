@@ -168,9 +168,10 @@ class TokenAttention {
                                                    step_,
                                                    live_,
                                                    p_.policy};
-    waterweight::block_h2o_account<kThreads, kAttentionBarrier>(
-        bookkeeping, fresh, p_.exchange.logit + std::int64_t{row} * p_.capacity, p_.capacity, 1,
-        softmax, softmax + 1);
+    waterweight::block_h2o_account<kThreads, 4, kAttentionBarrier>(
+        bookkeeping, fresh, bookkeeping.score, bookkeeping.position,
+        p_.exchange.logit + std::int64_t{row} * p_.capacity, p_.capacity, 1,
+        [&](int) { return *softmax; }, softmax + 1);
     sync();
     LOG(layer, 15);
   }

@@ -15,7 +15,7 @@ struct TokenShare {
 /// The tiles of a token: counts of the products of `hidden` elements of K.
 struct TokenTiles {
   int layers;
-  int qkv;     ///< of a layer, like the next two
+  int qkv;  ///< of a layer, like the next two
   int up;
   int groups;  ///< of residual rows: one tile of the attention output and `parts` of down each
   int parts;

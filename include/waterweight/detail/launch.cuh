@@ -19,11 +19,18 @@ struct type_identity {
 template <class T>
 using type_identity_t = typename type_identity<T>::type;
 
+/// How a kernel is launched beyond its grid.
+struct launch_options {
+  int cluster = 1;         ///< blocks of a cluster, along x
+  bool dependent = false;  ///< may start before the kernel ahead of it has ended
+};
+
 /// Launches `kernel`, making room for its dynamic shared memory first, and returns the launch's own
 /// code: an error left behind by earlier work of the caller is neither reported here nor cleared.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
-                   cudaStream_t stream, Arguments... arguments) noexcept {
+                   const launch_options& options, cudaStream_t stream,
+                   Arguments... arguments) noexcept {
   if (shared_bytes > 16 * 1024) {
     // The limit, and the share of L1 that lets as many blocks as possible reside on an SM.
     const void* function = reinterpret_cast<const void*>(kernel);
@@ -39,7 +46,35 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::s
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (options.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(options.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (options.dependent) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
+                   cudaStream_t stream, Arguments... arguments) noexcept {
+  return launch(kernel, grid, threads, shared_bytes, launch_options{}, stream, arguments...);
+}
+
+/// True if the code of `kernel` that runs on this device was compiled for compute capability
+/// `capability` (10 * major + minor) or newer: not so where the driver compiles older PTX for it.
+template <class... Parameters>
+bool compiled_for(int capability, void (*kernel)(Parameters...)) noexcept {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess &&
+         attributes.ptxVersion >= capability;
 }
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

@@ -16,7 +16,20 @@ struct h2o_softmax {
 
   /// Final probability of one slot.
   __device__ __forceinline__ float probability(float logit) const {
-    return exp2f(logit - maximum) * inverse_sum;
+    return detail::fast_exp2(logit - maximum) * inverse_sum;
+  }
+
+  /// From stat[splits], each split's (maximum, sum of exp2(logit - maximum)); an empty one is
+  /// (-inf, 0). For a handful of splits: every thread that calls it reads them all.
+  __device__ __forceinline__ static h2o_softmax merge(const float2* stat, int splits) {
+    float maximum = -INFINITY, sum = 0.0f;
+#pragma unroll 1
+    for (int s = 0; s < splits; ++s) maximum = fmaxf(maximum, stat[s].x);
+#pragma unroll 1
+    for (int s = 0; s < splits; ++s) {
+      if (stat[s].y != 0.0f) sum = fmaf(stat[s].y, detail::fast_exp2(stat[s].x - maximum), sum);
+    }
+    return {maximum, __fdividef(1.0f, sum)};
   }
 };
 
@@ -56,37 +69,44 @@ class h2o_merge {
 
 /// score[slot] += sum over the group's query heads of probability(slot), where the slot `fresh` of
 /// this token starts from 0. Then, if the head keeps its own keys, block_h2o_evict.
-/// logit: query head h of the group at logit + h * logit_stride; softmax[h] is its h2o_softmax.
-/// `shared`: h2o_evict_shared_bytes<Threads>(policy.evict_every), 8-byte aligned. Collective.
-template <int Threads, int Barrier = 0>
-__device__ void block_h2o_account(const h2o_bookkeeping& head, int fresh, const float* logit,
-                                  std::int64_t logit_stride, int group_size,
-                                  const h2o_softmax* softmax, void* shared) {
+/// old_score, old_position [live]: the scores before this token and the positions with it, head's
+/// own or copies. logit: query head h of the group at logit + h * logit_stride; softmax_of(h) gives
+/// its h2o_softmax. `shared`: h2o_evict_shared_bytes<Threads>(policy.evict_every), 8-byte aligned.
+/// Collective. AtATime: slots of a thread whose scores are under way together.
+template <int Threads, int AtATime, int Barrier = 0, class Softmax>
+__device__ __forceinline__ void block_h2o_account(const h2o_bookkeeping& head, int fresh,
+                                                  const float* old_score,
+                                                  const std::int32_t* old_position,
+                                                  const float* logit, std::int64_t logit_stride,
+                                                  int group_size, const Softmax& softmax_of,
+                                                  void* shared) {
   const bool own_keys = head.policy.granularity == h2o_granularity::per_head;
   const bool evicts = own_keys && head.full();
   h2o_candidate candidate;
-  // Several slots at a time: scores and positions come from far away, and every store to them
-  // would keep the next load from starting.
-  constexpr int kAtATime = 4;
-  for (int base = threadIdx.x; base < head.live; base += kAtATime * Threads) {
-    float score[kAtATime];
-    int position[kAtATime];
+  // Several at a time where scores and positions come from far away: every store to them would keep
+  // the next load from starting.
+#pragma unroll 1
+  for (int base = threadIdx.x; base < head.live; base += AtATime * Threads) {
+    float score[AtATime];
+    int position[AtATime];
 #pragma unroll
-    for (int i = 0; i < kAtATime; ++i) {
+    for (int i = 0; i < AtATime; ++i) {
       const int slot = base + i * Threads;
       const bool live = slot < head.live;
-      score[i] = live && slot != fresh ? head.score[slot] : 0.0f;
-      position[i] = live && evicts ? head.position[slot] : 0;
+      score[i] = live && slot != fresh ? old_score[slot] : 0.0f;
+      position[i] = live && evicts ? old_position[slot] : 0;
     }
+#pragma unroll 1
     for (int h = 0; h < group_size; ++h) {
+      const h2o_softmax softmax = softmax_of(h);
 #pragma unroll
-      for (int i = 0; i < kAtATime; ++i) {
+      for (int i = 0; i < AtATime; ++i) {
         const int slot = base + i * Threads;
-        if (slot < head.live) score[i] += softmax[h].probability(logit[h * logit_stride + slot]);
+        if (slot < head.live) score[i] += softmax.probability(logit[h * logit_stride + slot]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kAtATime; ++i) {
+    for (int i = 0; i < AtATime; ++i) {
       const int slot = base + i * Threads;
       if (slot >= head.live) break;
       head.score[slot] = score[i];

@@ -116,9 +116,7 @@ __device__ __forceinline__ void block_h2o_evict(const h2o_bookkeeping& head, con
   auto* const scratch = static_cast<unsigned long long*>(shared);
   const int count = head.policy.evict_every;
   for (int i = 0; i < count; ++i) {
-    const unsigned long long winner = block_reduce<Threads, Barrier>(
-        candidate.key, scratch,
-        [](unsigned long long a, unsigned long long b) { return a < b ? a : b; });
+    const unsigned long long winner = block_min_key<Threads, Barrier>(candidate.key, scratch);
     // Positions are unique, so exactly one thread holds the winner.
     if (winner == candidate.key && winner != kNoVictim) {
       head.position[candidate.slot] = -1;

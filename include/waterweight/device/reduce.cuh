@@ -30,6 +30,16 @@ __device__ __forceinline__ T warp_reduce(T value, const Op& op) {
   return value;
 }
 
+/// The sum of `value` over a warp's lanes up to and including the caller's.
+__device__ __forceinline__ int warp_prefix_sum(int value) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, value, offset);
+    if (static_cast<int>(threadIdx.x % 32) >= offset) value += before;
+  }
+  return value;
+}
+
 /// Combines `value` of all Threads threads by the associative `op`; every thread gets the result.
 /// `scratch`: Threads / 32 elements of shared memory, free for reuse after the next barrier.
 template <int Threads, int Barrier = 0, class T, class Op>
@@ -88,6 +98,12 @@ __device__ __forceinline__ std::uint32_t ordered_score(float score) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+/// The float behind ordered_score; for 0, a NaN's, minus infinity.
+__device__ __forceinline__ float from_ordered_score(std::uint32_t ordered) {
+  if (ordered == 0) return -INFINITY;
+  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
+}
+
 /// The smallest (score, position) pair of a block as one integer: argmin with the tie rule "lowest
 /// position" built in, independent of who holds which slot. Larger than any real pair: kNoVictim.
 inline constexpr unsigned long long kNoVictim = ~0ull;
@@ -95,6 +111,27 @@ inline constexpr unsigned long long kNoVictim = ~0ull;
 __device__ __forceinline__ unsigned long long victim_key(float score, std::int32_t position) {
   return static_cast<unsigned long long>(ordered_score(score)) << 32 |
          static_cast<std::uint32_t>(position);
+}
+
+/// The smallest victim_key of a warp, in two instructions that reduce 32 bits each.
+__device__ __forceinline__ unsigned long long warp_min_key(unsigned long long key) {
+  const auto score = static_cast<std::uint32_t>(key >> 32);
+  const std::uint32_t lowest = __reduce_min_sync(0xffffffffu, score);
+  const std::uint32_t position = __reduce_min_sync(
+      0xffffffffu, score == lowest ? static_cast<std::uint32_t>(key) : 0xffffffffu);
+  return static_cast<unsigned long long>(lowest) << 32 | position;
+}
+
+/// The smallest victim_key of a block; every thread gets it. scratch as in block_reduce.
+template <int Threads, int Barrier = 0>
+__device__ __forceinline__ unsigned long long block_min_key(unsigned long long key,
+                                                            unsigned long long* scratch) {
+  static_assert(Threads <= 1024, "a lane per warp");
+  key = warp_min_key(key);
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = key;
+  group_sync<Threads, Barrier>();
+  const int lane = threadIdx.x % 32;
+  return warp_min_key(lane < Threads / 32 ? scratch[lane] : kNoVictim);
 }
 
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -26,4 +26,34 @@ __device__ __forceinline__ float rotated_element(const T* head, int d, const rot
   return d < half ? turned.x : turned.y;
 }
 
+/// Element d of any head at one position, where several heads turn alike. Made before the position
+/// is known, so that its frequency is on its way by then.
+class element_rotation {
+ public:
+  __device__ __forceinline__ element_rotation(const rotary_view& rotary, int d) : partner_(d) {
+    if (d >= rotary.dims) return;
+    const int half = rotary.dims / 2;
+    first_ = d < half;
+    partner_ = first_ ? d + half : d - half;
+    inv_freq_ = __ldg(rotary.inv_freq + (first_ ? d : partner_));
+  }
+
+  /// The element that turns together with d; d itself where nothing turns.
+  __device__ __forceinline__ int partner() const { return partner_; }
+
+  __device__ __forceinline__ void set_position(int position) {
+    sincosf(static_cast<float>(position) * inv_freq_, &sine_, &cosine_);
+    if (first_) sine_ = -sine_;
+  }
+
+  __device__ __forceinline__ float operator()(float own, float partner) const {
+    return fmaf(own, cosine_, partner * sine_);
+  }
+
+ private:
+  int partner_;
+  bool first_ = false;
+  float inv_freq_ = 0.0f, sine_ = 0.0f, cosine_ = 1.0f;
+};
+
 WATERWEIGHT_ARCH_NAMESPACE_END

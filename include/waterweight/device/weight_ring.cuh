@@ -30,7 +30,7 @@ struct weight_ring {
       detail::mbarrier_init(full + i, 1);
       detail::mbarrier_init(empty + i, 1);
     }
-    detail::mbarrier_publish();
+    detail::mbarrier_init_fence();
   }
 };
 
@@ -60,7 +60,7 @@ class ring_producer {
     acquire();
     std::uint64_t* const full = ring_.full + next_.slot;
     const int lane = threadIdx.x % 32;
-    if (lane == 0) detail::mbarrier_expect(full, 4 * row_bytes);
+    if (lane == 0) detail::mbarrier_arrive_expect(full, static_cast<std::uint32_t>(4 * row_bytes));
     __syncwarp();
     if (lane < 4) {
       detail::bulk_copy(ring_.slot(next_.slot) + lane * row_bytes, rows + lane * ld, row_bytes,
@@ -74,7 +74,7 @@ class ring_producer {
     acquire();
     if (threadIdx.x % 32 == 0) {
       std::uint64_t* const full = ring_.full + next_.slot;
-      detail::mbarrier_expect(full, bytes);
+      detail::mbarrier_arrive_expect(full, bytes);
       detail::bulk_copy(ring_.slot(next_.slot), tile, bytes, full, policy_);
     }
     next_.advance(1, ring_.slots);

@@ -118,13 +118,13 @@ TEST_F(CudaEngineTest, H2oRunsPastTheFullCacheAndKeepsItsBudget) {
   options.max_tokens = 64;
   const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
   engine->start({arbitrary_ids(50, 2048, 4)}, {});
-  engine->run(200);
+  engine->run(40);
   const auto snapshot = engine->cache_snapshot(0, 3);
   for (const Ids& positions : snapshot.positions) {
     ASSERT_EQ(positions.size(), 32u);
     EXPECT_EQ(Ids(positions.begin(), positions.begin() + 4), (Ids{0, 1, 2, 3}));
-    EXPECT_EQ(positions.back(), 249);
-    EXPECT_EQ(positions[16], 234) << "a recent token was evicted";
+    EXPECT_EQ(positions.back(), 89);
+    EXPECT_EQ(positions[16], 74) << "a recent token was evicted";
   }
 }
 

@@ -31,5 +31,12 @@ __device__ __forceinline__ T from_float(float x) {
   }
 }
 
+/// 2^x to two units in the last place, one instruction; results below 2^-126 are 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace detail
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -198,8 +198,9 @@ __global__ void __launch_bounds__(kDecodeThreads)
                                       step,
                                       live,
                                       sequence_policy(policy, state.capacity_of, sequence)};
-    block_h2o_account<kDecodeThreads>(bookkeeping, fresh, logit, cache.capacity, group_size,
-                                      softmax, softmax + group_size);
+    block_h2o_account<kDecodeThreads, 4>(
+        bookkeeping, fresh, bookkeeping.score, bookkeeping.position, logit, cache.capacity,
+        group_size, [&](int h) { return softmax[h]; }, softmax + group_size);
   }
   __syncthreads();  // everybody has read: leave the workspace as it was found
   for (int i = threadIdx.x; i < group_size * splits * HeadDim; i += kDecodeThreads) partial[i] = 0;

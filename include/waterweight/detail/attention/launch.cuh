@@ -1,8 +1,10 @@
 // Host side of attention.cuh: checks and launches.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
+#include <waterweight/detail/attention/cluster_decode_kernel.cuh>
 #include <waterweight/detail/attention/column_sum_kernel.cuh>
 #include <waterweight/detail/attention/decode_kernel.cuh>
 #include <waterweight/detail/attention/prefill_kernel.cuh>
@@ -40,12 +42,13 @@ cudaError_t launch_prefill(const device_info& device, const heads_view<const T>&
     constexpr int kHeadDim = decltype(dim)::value;
     const dim3 grid(static_cast<unsigned>(ceil_div(q.tokens, kForwardTile<kHeadDim>.rows())),
                     static_cast<unsigned>(q.heads), static_cast<unsigned>(q.batch));
+    const dim3 column_grid(static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch),
+                           static_cast<unsigned>(ceil_div(q.tokens, kColumnKeys)));
+    if (column_sums != nullptr && column_grid.z > 65535) return cudaErrorInvalidValue;
     const cudaError_t status =
         launch(prefill_kernel<T, kHeadDim>, grid, kPrefillThreads, kPrefillSharedBytes<kHeadDim>,
                stream, q, k, v, lengths, out, lse, scale_log2);
     if (status != cudaSuccess || column_sums == nullptr) return status;
-    const dim3 column_grid(static_cast<unsigned>(ceil_div(q.tokens, kColumnTile<kHeadDim>.rows())),
-                           static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch));
     return launch(column_sum_kernel<T, kHeadDim>, column_grid, kPrefillThreads,
                   kColumnSharedBytes<kHeadDim>, stream, q, k, lengths, lse, column_sums,
                   scale_log2);
@@ -80,12 +83,21 @@ inline bool valid_layer_state(const h2o_state_view& state, const h2o_policy& pol
          (state.score == nullptr ? state.capacity_of == nullptr : valid_policy(policy, capacity));
 }
 
+/// Whether cluster_decode_kernel takes the step.
+template <class T, int HeadDim>
+bool cluster_decodes(const device_info& device, const cluster_decode_shape<HeadDim>& shape) {
+  return device.compute_capability >= 90 && cluster_takes(shape.capacity, shape.group_size) &&
+         shape.bytes() <= device.max_shared_bytes &&
+         compiled_for(90, cluster_decode_kernel<T, HeadDim, true>);
+}
+
 template <class T>
 cudaError_t launch_decode(const device_info& device, const heads_view<const T>& q,
                           const heads_view<const T>& k_new, const heads_view<const T>& v_new,
                           const rotary_view& rotary, const kv_cache_view<T>& cache,
                           const h2o_state_view& state, const h2o_policy& policy,
-                          const heads_view<T>& out, const workspace& ws, cudaStream_t stream) {
+                          const heads_view<T>& out, const workspace& ws, cudaStream_t stream,
+                          early_read early) {
   static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
   const bool valid =
       device.max_shared_bytes > 0 && valid_heads(q) && valid_heads(k_new) && valid_heads(v_new) &&
@@ -105,8 +117,8 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     const bool whole_heads = std::int64_t{cache.kv_heads} * q.batch >= 2 * device.sm_count;
     const int blocks = whole_heads ? 1 : splits;
     const std::size_t attending = shape::shared_bytes(most_slots) * (blocks < splits ? 2 : 1);
-    const std::size_t merging = decode_merge_shared_bytes(
-        q.heads / cache.kv_heads, state.score == nullptr ? 1 : policy.evict_every);
+    const int evict_every = state.score == nullptr ? 1 : policy.evict_every;
+    const std::size_t merging = decode_merge_shared_bytes(q.heads / cache.kv_heads, evict_every);
     const std::size_t shared = attending > merging ? attending : merging;
     decode_workspace parts;
     const std::size_t needed = parts.place(ws.data, cache.batch, q.heads, cache.kv_heads, splits,
@@ -114,6 +126,26 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     if (!valid_workspace(ws, needed) || !is_aligned(ws.data, 16) ||
         shared > static_cast<std::size_t>(device.max_shared_bytes)) {
       return cudaErrorInvalidValue;
+    }
+    const int group_size = q.heads / cache.kv_heads;
+    const cluster_decode_shape<kHeadDim> cluster{group_size, cluster_splits(cache.capacity),
+                                                 cache.capacity, evict_every};
+    if (cluster_decodes<T>(device, cluster)) {
+      const dim3 grid(static_cast<unsigned>(cluster.splits), static_cast<unsigned>(cache.kv_heads),
+                      static_cast<unsigned>(cache.batch));
+      const std::int64_t blocks = std::int64_t{cluster.splits} * cache.kv_heads * cache.batch;
+      // Few blocks start before their turn, when those of the step before still run: one of each
+      // per SM, which taking a bit more than a third of the shared memory sees to.
+      const int least = blocks <= device.sm_count ? device.max_shared_bytes / 3 + 1024 : 0;
+      const int bytes = std::max(cluster.bytes(), least);
+      const auto start = [&](auto kernel, bool early_cache) {
+        return launch(kernel, grid, kClusterThreads, static_cast<std::size_t>(bytes),
+                      launch_options{cluster.splits, true}, stream, q, k_new, v_new, rotary, cache,
+                      state, policy, out, scale * kLog2E, early_cache);
+      };
+      return blocks <= device.sm_count * (device.max_shared_bytes / bytes)
+                 ? start(cluster_decode_kernel<T, kHeadDim, true>, early == early_read::cache)
+                 : start(cluster_decode_kernel<T, kHeadDim, false>, false);
     }
     return launch(decode_kernel<T, kHeadDim>,
                   dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(cache.kv_heads),

@@ -14,14 +14,14 @@ inline constexpr int kPrefillThreads = 32 * kPrefillWarps;
 /// bandwidth asks for. At head_dim 256 the output of one group alone fills the registers.
 struct attention_tile {
   int row_tiles;
-  int columns;     ///< keys (forward) or queries (column sums) per step
-  bool keep_rows;  ///< the row operand's fragments stay in registers
+  int columns;     ///< keys per step
+  bool keep_rows;  ///< the queries' fragments stay in registers
 
   WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 16 * row_tiles * kPrefillWarps; }
 };
 
-/// Forward: rows are queries. 64 columns where the scores fit beside the output. The tiles of
-/// head_dim 256 together take exactly the 99 KiB a block may have on sm_86 and sm_89.
+/// Rows are queries. 64 columns where the scores fit beside the output. The tiles of head_dim 256
+/// together take exactly the 99 KiB a block may have on sm_86 and sm_89.
 template <int HeadDim>
 inline constexpr attention_tile kForwardTile = HeadDim <= 80    ? attention_tile{2, 64, true}
                                                : HeadDim <= 128 ? attention_tile{2, 32, false}
@@ -31,14 +31,6 @@ template <int HeadDim>
 inline constexpr int kPrefillSharedBytes =
     (kForwardTile<HeadDim>.rows() + 4 * kForwardTile<HeadDim>.columns) * kPaddedHeadDim<HeadDim> *
     2;
-
-/// exp2 of the special function unit: 2 ulp, and 0 for -inf.
-__device__ __forceinline__ float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// scores[r][j] = rows 16 * r .. of the warp's row operand times columns 8 * j .. of `tile`: the
 /// part of S = A B^T that both attention kernels share. `first_row` is the warp's first row in
 /// `row_tile`, whose fragments are in `kept` if the policy keeps them.

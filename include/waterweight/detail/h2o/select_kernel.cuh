@@ -37,12 +37,21 @@ __device__ inline select_threshold find_threshold(const float* scores, int begin
       if (in_prefix) atomicAdd(&histogram[key >> shift & 255], 1);
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int above = 0, digit = 255;
-      while (digit > 0 && above + histogram[digit] < wanted) above += histogram[digit--];
-      shared_digit = static_cast<std::uint32_t>(digit);
-      shared_above = above;
-      shared_count = histogram[digit];
+    if (threadIdx.x < 32) {
+      // Each lane counts eight bins, from the top down; the lane in whose bins the count reaches
+      // `wanted` looks at them one by one.
+      int digit = 255 - 8 * static_cast<int>(threadIdx.x), bins = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) bins += histogram[digit - i];
+      const int through = warp_prefix_sum(bins);
+      const unsigned reached = __ballot_sync(0xffffffffu, through >= wanted);
+      if (static_cast<int>(threadIdx.x) == (reached == 0 ? 31 : __ffs(reached) - 1)) {
+        int above = through - bins;
+        while (digit > 0 && above + histogram[digit] < wanted) above += histogram[digit--];
+        shared_digit = static_cast<std::uint32_t>(digit);
+        shared_above = above;
+        shared_count = histogram[digit];
+      }
     }
     __syncthreads();
     prefix |= shared_digit << shift;
