@@ -167,7 +167,7 @@ class TokenMultiplier {
     const int part = tile.kind == kDownTile ? tile.index % parts_ : 0;
     const bool second = tile.kind == kUpTile || tile.kind == kDownTile;
     const std::int8_t* planes = (second ? second_ : first_) + part * p_.hidden;
-    const int pitch = tile.kind == kDownTile ? p_.inner : p_.hidden;
+    const int pitch = waterweight::tile_plane_pitch(tile.kind == kDownTile ? p_.inner : p_.hidden);
 
 #ifdef TOKEN_LOG
     long long t0 = clock64();
