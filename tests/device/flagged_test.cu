@@ -52,7 +52,7 @@ __global__ void pass_around(flagged_word* vector, int per_block, int rounds, boo
 class Flagged : public test::GpuTest {};
 
 TEST_F(Flagged, EveryBlockSeesEveryRound) {
-  const int per_block = 4, rounds = 500;
+  const int per_block = 4, rounds = 200;
   const int blocks = std::min(device.sm_count, kThreads * kEach / per_block);
   const auto count = static_cast<std::size_t>(per_block * blocks);
   DeviceBuffer<flagged_word> vector(std::vector<flagged_word>(2 * count, make_uint2(7, 0)));

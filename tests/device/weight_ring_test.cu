@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <tuple>
 #include <vector>
+#include <waterweight/detail/launch.cuh>
 #include <waterweight/device/weight_ring.cuh>
 
 #include "tests/support/device.cuh"
@@ -50,9 +51,9 @@ class WeightRing : public test::GpuTest {
   void SetUp() override {
     test::GpuTest::SetUp();
     if (IsSkipped()) return;
-    cudaFuncAttributes attributes;
-    ASSERT_CUDA(cudaFuncGetAttributes(&attributes, copy_through_ring));
-    if (attributes.ptxVersion < 90) GTEST_SKIP() << "built for an architecture without bulk copies";
+    if (!waterweight::detail::compiled_for(90, copy_through_ring)) {
+      GTEST_SKIP() << "built for an architecture without bulk copies";
+    }
   }
 };
 

@@ -109,9 +109,10 @@ Measurement measure(const ModelSource& source, const EngineOptions& setup,
 
 std::string table_row(const Measurement& m) {
   char row[256];
-  std::snprintf(row, sizeof(row), "%-9s %12.2f %12.1f %9.3f %9.3f %9.3f %14.1f  %s\n", m.mode.c_str(),
-                m.first_token_ms, m.tokens_per_second, m.step_ms_median, m.step_ms_p5,
-                m.step_ms_p95, static_cast<double>(m.peak_device_bytes) / (1 << 20), m.decode_path.c_str());
+  std::snprintf(row, sizeof(row), "%-9s %12.2f %12.1f %9.3f %9.3f %9.3f %14.1f  %s\n",
+                m.mode.c_str(), m.first_token_ms, m.tokens_per_second, m.step_ms_median,
+                m.step_ms_p5, m.step_ms_p95, static_cast<double>(m.peak_device_bytes) / (1 << 20),
+                m.decode_path.c_str());
   return row;
 }
 

@@ -57,15 +57,6 @@ class TokenAttention {
     waterweight::group_sync<kThreads, kAttentionBarrier>();
   }
 
-#ifdef TOKEN_LOG
-  __device__ void log(int layer, int e) const {
-    if (threadIdx.x == 0 && p_.log != nullptr) {
-      long long t;
-      asm volatile("mov.u64 %0,%globaltimer;" : "=l"(t));
-      p_.log[(blockIdx.x * (p_.layer_count + 1) + layer) * 16 + e] = t;
-    }
-  }
-#endif
   __device__ void split(int layer, int head, int split, std::uint32_t epoch) {
     const TokenLayer<T>& of = layers_[layer];
     const std::int64_t slots = std::int64_t{head} * p_.capacity;
@@ -75,21 +66,8 @@ class TokenAttention {
     const waterweight::detail::split_range range(split, p_.splits, live_);
     attend attention(slots_of_head, range.begin, range.end, p_.most_slots, attend_memory_);
     attention.begin();
-#ifdef NOATTN
     const int copy = layer & 1, row = copy * p_.heads + head;
     receive(p_.exchange.qkv + copy * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
-    if (split == 0 && threadIdx.x < HeadDim / 2)
-      waterweight::store_flagged(
-          p_.exchange.attention + copy * (p_.hidden / 2) + head * (HeadDim / 2) + threadIdx.x,
-          0x3c003c00u, epoch);
-    waterweight::detail::cp_async_wait<0>();
-    sync();
-    (void)row;
-    return;
-#else
-    const int copy = layer & 1, row = copy * p_.heads + head;
-    receive(p_.exchange.qkv + copy * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
-    LOG(layer, 12);
     const waterweight::h2o_split_output output{
         p_.exchange.logit + std::int64_t{row} * p_.capacity,
         p_.capacity,
@@ -99,10 +77,8 @@ class TokenAttention {
         p_.splits * HeadDim};
     attention.attend(scratch_->qkv, HeadDim, scratch_->qkv + HeadDim, scratch_->qkv + 2 * HeadDim,
                      1, p_.rotary, 1.0f / sqrtf(static_cast<float>(HeadDim)), output);
-    LOG(layer, 13);
     if (!is_last(layer, head)) return;
     merge(of, layer, head, row, fresh, epoch);
-#endif
   }
 
   /// The head's q, k and v as they come.
@@ -151,7 +127,6 @@ class TokenAttention {
                                    epoch);
       }
     }
-    LOG(layer, 14);
     if (of.score == nullptr) {
       if (threadIdx.x == 0) of.free_slot[head] = live_;
       return;
@@ -173,7 +148,6 @@ class TokenAttention {
         p_.exchange.logit + std::int64_t{row} * p_.capacity, p_.capacity, 1,
         [&](int) { return *softmax; }, softmax + 1);
     sync();
-    LOG(layer, 15);
   }
 
   const TokenParameters<T>& p_;

@@ -115,11 +115,6 @@ class TokenMultiplier {
       if (walk.kind != kNoTile) next = channel(walk);  // on its way while this tile is multiplied
       multiply(tile, mine, epoch, vocab_limit, &best);
     }
-#ifdef TOKEN_LOG
-    if (p_.log && lane_ == 0)
-      for (int i = 0; i < 4; ++i)
-        p_.log[(blockIdx.x * (p_.layer_count + 1) + warp) * 16 + 8 + i] = waits[i];
-#endif
     return best;
   }
 
@@ -169,21 +164,9 @@ class TokenMultiplier {
     const std::int8_t* planes = (second ? second_ : first_) + part * p_.hidden;
     const int pitch = waterweight::tile_plane_pitch(tile.kind == kDownTile ? p_.inner : p_.hidden);
 
-#ifdef TOKEN_LOG
-    long long t0 = clock64();
-#endif
     waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
-#ifdef TOKEN_LOG
-    long long t1 = clock64();
-    waits[0] += t1 - t0;
-#endif
     const float step = staged_->step[vector];
     waterweight::detail::mbarrier_wait(ring_.full + ring_cursor_.slot, ring_cursor_.parity);
-#ifdef TOKEN_LOG
-    t0 = clock64();
-    waits[1] += t0 - t1;
-    ++waits[3];
-#endif
     const int sum = waterweight::warp_tile_sums(
         reinterpret_cast<const std::int8_t*>(ring_.slot(ring_cursor_.slot)), planes, pitch,
         p_.hidden);
@@ -191,9 +174,6 @@ class TokenMultiplier {
     if (lane_ == 0) waterweight::detail::mbarrier_arrive(ring_.empty + ring_cursor_.slot);
     ring_cursor_.advance(kTokenMultiplyWarps, ring_.slots);
 
-#ifdef TOKEN_LOG
-    waits[2] += clock64() - t0;
-#endif
     epoch += static_cast<std::uint32_t>(tile.layer);
     if (tile.kind == kDownTile) {
       TokenGroup& group = groups_[tile.index / parts_];
@@ -277,9 +257,6 @@ class TokenMultiplier {
     }
   }
 
-#ifdef TOKEN_LOG
-  long long waits[4] = {};
-#endif
   const TokenParameters<T>& p_;
   const TokenLayer<T>* layers_;
   const TokenShare* shares_;

@@ -47,10 +47,8 @@ class TokenStager {
   /// to stay in the instruction cache from layer to layer.
   __device__ void run(std::uint32_t epoch) {
     for (int layer = 0;; ++layer, ++epoch) {
-      LOG(layer, 0);
       stage_norms(layer, epoch);
       if (layer == p_.layer_count) return;
-      LOG(layer, 3);
       const int copy = layer & 1, blocks = static_cast<int>(gridDim.x);
       const waterweight::flagged_word* const mlp = p_.exchange.mlp + copy * (p_.inner / 2);
       // A tile that each block is to have done when it is through three quarters of them.
@@ -65,15 +63,6 @@ class TokenStager {
   }
 
  private:
-#ifdef TOKEN_LOG
-  __device__ void log(int layer, int e) const {
-    if (thread_ == 0 && p_.log != nullptr) {
-      long long t;
-      asm volatile("mov.u64 %0,%globaltimer;" : "=l"(t));
-      p_.log[(blockIdx.x * (p_.layer_count + 1) + layer) * 16 + e] = t;
-    }
-  }
-#endif
   __device__ __forceinline__ void sync() const {
     waterweight::group_sync<kTokenStagingThreads, kStagingBarrier>();
   }
@@ -99,16 +88,13 @@ class TokenStager {
   /// Waits for the words address(0 .. count - 1), one to a thread: asking for all of a vector while
   /// most of it is still being computed would only be in the way.
   template <class Address>
-  __device__ __forceinline__ void await([[maybe_unused]] int count,
-                                        [[maybe_unused]] std::uint32_t epoch,
-                                        [[maybe_unused]] const Address& address) const {
-#ifndef NOGATE
+  __device__ __forceinline__ void await(int count, std::uint32_t epoch,
+                                        const Address& address) const {
     for (int i = thread_; i < count; i += kTokenStagingThreads) {
       while (waterweight::load_flagged(address(i)).y != epoch) {
       }
     }
     sync();
-#endif
   }
 
   __device__ __forceinline__ void put_largest(std::uint32_t value, int which) const {
@@ -150,7 +136,6 @@ class TokenStager {
 #pragma unroll
       for (int j = 0; j < E; ++j) x[j] = __uint_as_float(words[j]);
     }
-    LOG(layer, 1);
     float sum[2] = {};
 #pragma unroll
     for (int j = 0; j < E; ++j) {
@@ -192,7 +177,6 @@ class TokenStager {
         place[2 * pitch] = static_cast<std::int8_t>(digits.z);
       }
       publish(vector, step.step);
-      LOG(layer, 2);
       if (i + 1 < norms) load_norm(layers_[layer].mlp_norm, weight, bias);
     }
   }
@@ -235,7 +219,6 @@ class TokenStager {
     uint2 words[N];
     waterweight::wait_flagged_pairs<N, kTokenStagingThreads>(one_base(source + 2 * thread_),
                                                              present, epoch, words);
-    LOG((int)((epoch - 1) % (p_.layer_count + 1)), vector == kDenseInput ? 4 : 6);
     std::uint32_t most = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -265,7 +248,6 @@ class TokenStager {
       }
     }
     publish(vector, scale.step);
-    LOG((int)((epoch - 1) % (p_.layer_count + 1)), vector == kDenseInput ? 5 : 7);
   }
 
   const TokenParameters<T>& p_;

@@ -17,11 +17,6 @@
 #include "examples/pythia/model/cuda_weights.hpp"
 
 namespace pythia {
-#ifdef TOKEN_LOG
-#define LOG(l, e) log(l, e)
-#else
-#define LOG(l, e)
-#endif
 
 // The warps of a block and their jobs, in the order of thread numbers.
 constexpr int kTokenAttentionThreads = 128;
@@ -104,7 +99,6 @@ struct TokenParameters {
   const std::int32_t* length;
   int ring_slots, most_in_flight;
   TokenEnding ending;
-  long long* log;
 };
 
 /// Dynamic shared memory of a block.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include <waterweight/detail/arch/convert.cuh>
 #include <waterweight/device/h2o_evict.cuh>
 #include <waterweight/types.hpp>
 
