@@ -21,14 +21,15 @@ struct h2o_softmax {
   }
 
   /// From stat[splits], each split's (maximum, sum of exp2(logit - maximum)); an empty one is
-  /// (-inf, 0). For a handful of splits: every thread that calls it reads them all.
+  /// (-inf, 0). splits <= 8. All lanes of a warp call it together; each gets it.
   __device__ __forceinline__ static h2o_softmax merge(const float2* stat, int splits) {
-    float maximum = -INFINITY, sum = 0.0f;
-#pragma unroll 1
-    for (int s = 0; s < splits; ++s) maximum = fmaxf(maximum, stat[s].x);
-#pragma unroll 1
-    for (int s = 0; s < splits; ++s) {
-      if (stat[s].y != 0.0f) sum = fmaf(stat[s].y, detail::fast_exp2(stat[s].x - maximum), sum);
+    const int lane = threadIdx.x % 8;  // four times the same
+    const float2 mine = lane < splits ? stat[lane] : make_float2(-INFINITY, 0.0f);
+    const float maximum = from_ordered_score(__reduce_max_sync(0xffffffffu, ordered_score(mine.x)));
+    float sum = mine.y == 0.0f ? 0.0f : mine.y * detail::fast_exp2(mine.x - maximum);
+#pragma unroll
+    for (int offset = 4; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
     }
     return {maximum, __fdividef(1.0f, sum)};
   }

@@ -70,7 +70,8 @@ struct cluster_decode_shape {
   WATERWEIGHT_HOST_DEVICE constexpr int stat() const {
     return partial() + 4 * group_size * splits * HeadDim;
   }
-  WATERWEIGHT_HOST_DEVICE constexpr int logit() const { return stat() + 8 * group_size * splits; }
+  WATERWEIGHT_HOST_DEVICE constexpr int softmax() const { return stat() + 8 * group_size * splits; }
+  WATERWEIGHT_HOST_DEVICE constexpr int logit() const { return softmax() + 8 * group_size; }
   WATERWEIGHT_HOST_DEVICE constexpr int score() const {
     return logit() + 4 * group_size * capacity;
   }
@@ -353,31 +354,39 @@ __global__ void __launch_bounds__(kClusterThreads, !Resident && HeadDim <= 96 ? 
   if (!merges && !accounts) return;
   mbarrier_wait(results_there, 0);
 
-  // From here on few instructions count for more than what they do: each is fetched for this once.
   const auto* stat = reinterpret_cast<const float2*>(shared + at.stat());
   if (merges) {
     if (!scored && tid == 0) state.free_slot[row] = live_slots();
-    if (tid < HeadDim) {
-      T* output =
-          out.data + sequence * out.batch_stride + kv_head * group_size * out.head_stride + tid;
-      const auto* partial = reinterpret_cast<const float*>(shared + at.partial()) + tid;
+    T* output = out.data + sequence * out.batch_stride + kv_head * group_size * out.head_stride;
+    const auto* partial = reinterpret_cast<const float*>(shared + at.partial());
 #pragma unroll 1
-      for (int h = 0; h < group_size; ++h, output += out.head_stride) {
-        const h2o_softmax softmax = h2o_softmax::merge(stat, splits);
+    for (int h = 0; h < group_size; ++h) {
+      const h2o_softmax softmax = h2o_softmax::merge(stat, splits);
+      if (tid < HeadDim) {
         float sum = 0.0f;
-#pragma unroll 1
-        for (int s = 0; s < splits; ++s, ++stat, partial += HeadDim) {
+#pragma unroll 4
+        for (int s = 0; s < splits; ++s) {
           // An empty split has no maximum to compare.
-          if (stat->y != 0.0f) sum = fmaf(softmax.probability(stat->x), *partial, sum);
+          const float weight = stat[s].y == 0.0f ? 0.0f : softmax.probability(stat[s].x);
+          sum = fmaf(weight, partial[s * HeadDim + tid], sum);
         }
-        *output = from_float<T>(sum);
+        output[tid] = from_float<T>(sum);
       }
+      stat += splits;
+      partial += splits * HeadDim;
+      output += out.head_stride;
     }
   }
   if (!accounts) return;
+  auto* const softmax = reinterpret_cast<h2o_softmax*>(shared + at.softmax());
+  for (int h = warp; h < group_size; h += layout::kWarps) {
+    const h2o_softmax merged = h2o_softmax::merge(stat + h * splits, splits);
+    if (lane == 0) softmax[h] = merged;
+  }
   const int live = live_slots(), fresh = fresh_slot(), step = step_of_token;
   // By the thread that has waited for the copy.
   if (tid == fresh % kThreads) position[fresh] = step;
+  __syncthreads();
   const h2o_bookkeeping bookkeeping{state.score + slots,
                                     state.position + slots,
                                     state.free_slot + row,
@@ -387,10 +396,9 @@ __global__ void __launch_bounds__(kClusterThreads, !Resident && HeadDim <= 96 ? 
                                     step,
                                     live,
                                     sequence_policy(policy, state.capacity_of, sequence)};
-  block_h2o_account<kThreads, 1>(
+  block_h2o_account<kThreads, 2>(
       bookkeeping, fresh, score, position, reinterpret_cast<const float*>(shared + at.logit()),
-      cache.capacity, group_size,
-      [&](int h) { return h2o_softmax::merge(stat + h * splits, splits); }, shared + at.evict());
+      cache.capacity, group_size, [&](int h) { return softmax[h]; }, shared + at.evict());
 #endif
 }
 
