@@ -45,6 +45,7 @@ struct Measurement {
   double step_ms_p95 = 0.0;
   std::size_t peak_device_bytes = 0;
   std::string device;
+  std::string decode_path;
 };
 
 template <class Function>
@@ -78,6 +79,7 @@ Measurement measure(const ModelSource& source, const EngineOptions& setup,
   result.mode = mode_name(setup);
   const std::unique_ptr<Engine> engine = make_engine(source, setup);
   result.device = engine->device_name();
+  result.decode_path = engine->decode_path();
   const auto prompts = random_prompts(options, engine->config());
   const SamplingOptions greedy;
 
@@ -107,14 +109,15 @@ Measurement measure(const ModelSource& source, const EngineOptions& setup,
 
 std::string table_row(const Measurement& m) {
   char row[256];
-  std::snprintf(row, sizeof(row), "%-9s %12.2f %12.1f %9.3f %9.3f %9.3f %14.1f\n", m.mode.c_str(),
-                m.first_token_ms, m.tokens_per_second, m.step_ms_median, m.step_ms_p5,
-                m.step_ms_p95, static_cast<double>(m.peak_device_bytes) / (1 << 20));
+  std::snprintf(row, sizeof(row), "%-9s %12.2f %12.1f %9.3f %9.3f %9.3f %14.1f  %s\n",
+                m.mode.c_str(), m.first_token_ms, m.tokens_per_second, m.step_ms_median,
+                m.step_ms_p5, m.step_ms_p95, static_cast<double>(m.peak_device_bytes) / (1 << 20),
+                m.decode_path.c_str());
   return row;
 }
 
 constexpr char kTableHead[] =
-    "mode      first tok ms     tokens/s   step ms        p5       p95  peak GPU MiB\n";
+    "mode      first tok ms     tokens/s   step ms        p5       p95  peak GPU MiB  decoding\n";
 
 std::string date_utc() {
   const std::time_t now = std::time(nullptr);
@@ -134,6 +137,7 @@ std::string driver_version() {
 nlohmann::ordered_json to_json(const Measurement& m) {
   nlohmann::ordered_json json;
   json["mode"] = m.mode;
+  json["decode_path"] = m.decode_path;
   json["time_to_first_token_ms"] = m.first_token_ms;
   json["tokens_per_second"] = m.tokens_per_second;
   json["step_ms"] = {{"median", m.step_ms_median}, {"p5", m.step_ms_p5}, {"p95", m.step_ms_p95}};

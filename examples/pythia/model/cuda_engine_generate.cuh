@@ -36,6 +36,7 @@ std::vector<std::int32_t> CudaEngine<T>::start(
     resolved.vocab_limit = config_.vocab_size;
   }
   upload(sampling_, &resolved, 1);
+  greedy_ = !(resolved.temperature > 0.0f);
   const int batch = options_.batch_size;
   const int tokens = static_cast<int>(longest);
   upload_prompts(prompts, tokens);
@@ -73,21 +74,41 @@ void CudaEngine<T>::require_room(int steps) const {
   }
 }
 
+/// Everything from the tokens to the logits.
+template <class T>
+void CudaEngine<T>::enqueue_step(int batch) {
+  if (!token_step_.active()) {
+    enqueue_decode_step(launch_, decode_step(), batch);
+    return;
+  }
+  token_step_.enqueue(false, launch_.stream);
+  enqueue_policy(launch_, kv_, batch);
+}
+
+/// Whether a greedy token can end in the kernel that computes it: nothing else comes behind it.
+template <class T>
+bool CudaEngine<T>::chooses_in_kernel() const {
+  return token_step_.active() && !kv_.random && !kv_.shares_kept_keys();
+}
+
 template <class T>
 void CudaEngine<T>::capture_step() {
   generate_graph_.capture(launch_.stream, [this] {
     const int batch = options_.batch_size;
-    enqueue_decode_step(launch_, decode_step(), batch);
+    enqueue_step(batch);
     check_cuda(sample(logits_, batch, config_.vocab_size, kv_.step(), 1,
                       {sampling_, tokens_, sampled_.device()}, launch_.stream),
                "sample");
     advance(batch);
   });
+  if (!chooses_in_kernel()) return;
+  greedy_graph_.capture(launch_.stream, [this] { token_step_.enqueue(true, launch_.stream); });
 }
 
 template <class T>
 void CudaEngine<T>::launch_step() {
-  generate_graph_.launch(launch_.stream);
+  CudaGraph& graph = greedy_ && chooses_in_kernel() ? greedy_graph_ : generate_graph_;
+  graph.launch(launch_.stream);
   ++position_;
 }
 

@@ -19,6 +19,7 @@
 #include "examples/pythia/model/cuda_sampling.cuh"
 #include "examples/pythia/model/cuda_snapshot.hpp"
 #include "examples/pythia/model/cuda_state.hpp"
+#include "examples/pythia/model/cuda_token_step.cuh"
 #include "examples/pythia/model/cuda_weights.hpp"
 #include "examples/pythia/model/host_sampler.hpp"
 #include "examples/pythia/model/rotary_frequencies.hpp"
@@ -33,6 +34,9 @@ class CudaEngine final : public Engine {
   const Config& config() const override { return config_; }
   std::string device_name() const override { return device_name_; }
   std::size_t peak_device_bytes() const override { return meter_.peak; }
+  std::string decode_path() const override {
+    return token_step_.active() ? "one launch per token" : "a launch per operation";
+  }
 
   Scores score(const std::vector<std::int32_t>& ids) override;
   Scores score_decoded(const std::vector<std::int32_t>& ids, int prefill_len) override;
@@ -65,6 +69,8 @@ class CudaEngine final : public Engine {
   void begin_scoring(const std::vector<std::int32_t>& ids, int longest, const char* limit_name);
   Scores collect(int first, int nll_count, int argmax_count, const float* last_logits);
   void advance(int batch);
+  void enqueue_step(int batch);
+  bool chooses_in_kernel() const;
   void capture_step();
   void launch_step();
   void require_room(int steps) const;
@@ -110,8 +116,11 @@ class CudaEngine final : public Engine {
   SamplingOptions* sampling_ = nullptr;  ///< one
   PinnedArray<std::int32_t> sampled_;    ///< [batch]
   std::unique_ptr<Scoring> scoring_;
+  TokenStep<T> token_step_;
   CudaGraph generate_graph_;
+  CudaGraph greedy_graph_;  ///< stands in for generate_graph_ where chooses_in_kernel() and greedy_
   CudaGraph score_graph_;
+  bool greedy_ = false;
   int position_ = -1;  ///< tokens fed to the longest sequence; -1 before start()
 };
 
@@ -130,6 +139,7 @@ CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& option
   plan_buffers();
   arena_.allocate(weight_staging_bytes(), &meter_);
   kv_.bind();
+  token_step_.bind(decode_step(), {sampling_, tokens_, sampled_.device()}, stream_.get());
   launch_.workspace.data = workspace_;
   upload_rotary();
   load_weights(source, *data, config_, &meter_, stream_.get(), &weights_);
@@ -143,6 +153,7 @@ void CudaEngine<T>::plan_buffers() {
   const std::size_t rows = batch * static_cast<std::size_t>(options_.max_prompt);
   const auto heads = static_cast<std::size_t>(config_.num_heads);
   kv_.plan(config_, options_, &arena_);
+  token_step_.plan(config_, options_, kv_, launch_.device, &arena_);
   const std::size_t kept_layers =
       kv_.one_set() ? static_cast<std::size_t>(config_.num_layers) : std::size_t{1};
   activations_.plan(config_, rows, kept_layers, &arena_);

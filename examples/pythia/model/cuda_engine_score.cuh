@@ -82,7 +82,7 @@ Scores CudaEngine<T>::score_decoded(const std::vector<std::int32_t>& ids, int pr
                         prefill_len - 1, tokens_, launch_.stream),
              "score_rows");
   score_graph_.capture(launch_.stream, [this] {
-    enqueue_decode_step(launch_, decode_step(), 1);
+    enqueue_step(1);
     check_cuda(score_rows(logits_, 1, config_.vocab_size, scoring_->sequence(), kv_.step(), 0,
                           tokens_, launch_.stream),
                "score_rows");

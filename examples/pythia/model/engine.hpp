@@ -45,6 +45,8 @@ struct EngineOptions {
   int evict_every = 1;  ///< decoded tokens from one eviction to the next
   waterweight::h2o_granularity granularity = waterweight::h2o_granularity::per_head;
   std::uint64_t policy_seed = 0;  ///< of random's draws
+
+  bool one_launch_decode = true;  ///< where the device and the model allow: see decode_path()
 };
 
 /// The options, unless they are impossible: then an Error is thrown.
@@ -84,6 +86,8 @@ class Engine {
   virtual std::string device_name() const = 0;
   /// Largest device memory in use so far, bytes; 0 on the host.
   virtual std::size_t peak_device_bytes() const = 0;
+  /// How tokens are decoded, for reports: the results do not depend on it.
+  virtual std::string decode_path() const = 0;
 
   /// Full causal attention over one window, whatever the policy. nll[i] is of ids[i + 1]; argmax
   /// has ids.size() entries, one per position.

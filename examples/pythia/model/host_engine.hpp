@@ -24,6 +24,7 @@ class HostEngine : public Engine {
 
   const Config& config() const override { return config_; }
   std::string device_name() const override;
+  std::string decode_path() const override { return "host"; }
   std::size_t peak_device_bytes() const override { return 0; }
 
   Scores score(const std::vector<std::int32_t>& ids) override;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include <waterweight/detail/arch/convert.cuh>
 #include <waterweight/device/h2o_evict.cuh>
 #include <waterweight/types.hpp>
 
@@ -74,7 +75,7 @@ class h2o_merge {
 /// own or copies. logit: query head h of the group at logit + h * logit_stride; softmax_of(h) gives
 /// its h2o_softmax. `shared`: h2o_evict_shared_bytes<Threads>(policy.evict_every), 8-byte aligned.
 /// Collective. AtATime: slots of a thread whose scores are under way together.
-template <int Threads, int AtATime, class Softmax>
+template <int Threads, int AtATime, int Barrier = 0, class Softmax>
 __device__ __forceinline__ void block_h2o_account(const h2o_bookkeeping& head, int fresh,
                                                   const float* old_score,
                                                   const std::int32_t* old_position,
@@ -115,7 +116,7 @@ __device__ __forceinline__ void block_h2o_account(const h2o_bookkeeping& head, i
     }
   }
   if (own_keys) {
-    block_h2o_evict<Threads>(
+    block_h2o_evict<Threads, Barrier>(
         head, [&](int slot) { return head.score[slot]; }, candidate, shared);
   }
 }

@@ -66,7 +66,7 @@ struct h2o_split_shape {
 /// are ready. The split is [slot_begin, slot_end) with slot_end <= head.live; it may be empty.
 /// shared: shared_bytes(most_slots) of h2o_split_shape, 16-byte aligned, for splits of at most
 /// `most_slots`.
-template <class T, int HeadDim, int Threads>
+template <class T, int HeadDim, int Threads, int Barrier = 0>
 class block_h2o_attend {
  public:
   using shape = h2o_split_shape<HeadDim, Threads>;
@@ -106,7 +106,7 @@ class block_h2o_attend {
       const float sum = exponentiate<LaterCopies>(maximum);
       if (threadIdx.x == 0) out.stat[h * out.stat_stride] = make_float2(maximum, sum);
       weigh_values(sum, out.partial + h * out.partial_stride);
-      if (h + 1 < group_size) __syncthreads();  // shared memory is written again
+      if (h + 1 < group_size) group_sync<Threads, Barrier>();  // shared memory is written again
     }
   }
 
@@ -145,18 +145,18 @@ class block_h2o_attend {
   /// of them was written by this block, before a barrier.
   __device__ __forceinline__ void fetch(const T* rows, T* tile, int round, int* present) const {
     if (round == *present) return;
-    __syncthreads();  // everybody has read the round that is there
+    group_sync<Threads, Barrier>();  // everybody has read the round that is there
     load(rows, tile, round);
     *present = round;
     detail::cp_async_wait<0>();
-    __syncthreads();
+    group_sync<Threads, Barrier>();
   }
 
   /// p_[i] and logit[slot] become the scores of this split; returns their maximum, -inf for none.
   template <int LaterCopies>
   __device__ __forceinline__ float compute_logits(float scale_log2, float* logit) {
     detail::cp_async_wait<1 + LaterCopies>();  // the keys; the values may still be on their way
-    __syncthreads();                           // everybody's, the query and the fresh rows
+    group_sync<Threads, Barrier>();            // everybody's, the query and the fresh rows
     float maximum = -INFINITY;
     for (int round = 0; round * shape::kSlots < count_; ++round) {
       fetch(head_.k, keys_, round, &round_of_keys_);
@@ -181,7 +181,8 @@ class block_h2o_attend {
       logit[begin_ + i] = score;
       maximum = fmaxf(maximum, score);
     }
-    return block_reduce<Threads>(maximum, scratch_, [](float a, float b) { return fmaxf(a, b); });
+    return block_reduce<Threads, Barrier>(maximum, scratch_,
+                                          [](float a, float b) { return fmaxf(a, b); });
   }
 
   /// p_[i] becomes exp2(logit - maximum); returns the sum.
@@ -194,8 +195,8 @@ class block_h2o_attend {
     }
     detail::cp_async_wait<LaterCopies>();  // the values
     // The barrier inside also publishes p_ and the values.
-    return block_reduce<Threads>(sum, scratch_ + Threads / 32,
-                                 [](float a, float b) { return a + b; });
+    return block_reduce<Threads, Barrier>(sum, scratch_ + Threads / 32,
+                                          [](float a, float b) { return a + b; });
   }
 
   __device__ __forceinline__ void weigh_values(float sum, float* out) {
@@ -225,7 +226,7 @@ class block_h2o_attend {
       *reinterpret_cast<float4*>(mine) = make_float4(acc[0], acc[1], acc[2], acc[3]);
       *reinterpret_cast<float4*>(mine + 4) = make_float4(acc[4], acc[5], acc[6], acc[7]);
     }
-    __syncthreads();
+    group_sync<Threads, Barrier>();
     const float inverse = sum > 0.0f ? 1.0f / sum : sum;  // empty: 0; NaN stays NaN
     for (int d = threadIdx.x; d < HeadDim; d += Threads) {
       float total = 0.0f;

@@ -69,18 +69,18 @@ WATERWEIGHT_HOST_DEVICE constexpr std::size_t h2o_evict_shared_bytes(int evict_e
 
 /// After an eviction of several: survivors above the new length move into the holes below it, both
 /// in the order of slots. `lists`: 2 * evict_every ints of shared memory, `scratch`: Threads / 32.
-template <int Threads>
+template <int Threads, int Barrier = 0>
 __device__ void block_h2o_close_gaps(const h2o_bookkeeping& head, int* lists, int* scratch) {
   const int evicted = head.policy.evict_every, length = head.live - evicted;
   int* const to = lists;
   int* const from = lists + evicted;
-  const int holes = block_list<Threads>(
+  const int holes = block_list<Threads, Barrier>(
       0, length, [&](int slot) { return head.position[slot] < 0; }, to, evicted, scratch);
-  const int survivors = block_list<Threads>(
+  const int survivors = block_list<Threads, Barrier>(
       length, head.live, [&](int slot) { return head.position[slot] >= 0; }, from, evicted,
       scratch);
   const int moves = min(holes, survivors);
-  __syncthreads();  // both lists are there
+  group_sync<Threads, Barrier>();  // both lists are there
   // No slot is both a source and a target.
   for (int i = threadIdx.x; i < moves * head.row_vectors; i += Threads) {
     const std::int64_t column = i % head.row_vectors, move = i / head.row_vectors;
@@ -94,7 +94,7 @@ __device__ void block_h2o_close_gaps(const h2o_bookkeeping& head, int* lists, in
     head.position[to[i]] = head.position[from[i]];
     head.score[to[i]] = head.score[from[i]];
   }
-  __syncthreads();  // everybody has read the sources
+  group_sync<Threads, Barrier>();  // everybody has read the sources
   for (int slot = length + threadIdx.x; slot < head.live; slot += Threads) {
     head.position[slot] = -1;
     head.score[slot] = 0.0f;
@@ -106,7 +106,7 @@ __device__ void block_h2o_close_gaps(const h2o_bookkeeping& head, int* lists, in
 /// on a tie, NaN below everything. Otherwise the next empty slot becomes the free one.
 /// `candidate`: thread_candidate of the calling thread, where the head is full. `shared`:
 /// h2o_evict_shared_bytes, 8-byte aligned. Collective.
-template <int Threads, class Scores>
+template <int Threads, int Barrier = 0, class Scores>
 __device__ __forceinline__ void block_h2o_evict(const h2o_bookkeeping& head, const Scores& score_of,
                                                 h2o_candidate candidate, void* shared) {
   if (!head.full()) {
@@ -116,7 +116,7 @@ __device__ __forceinline__ void block_h2o_evict(const h2o_bookkeeping& head, con
   auto* const scratch = static_cast<unsigned long long*>(shared);
   const int count = head.policy.evict_every;
   for (int i = 0; i < count; ++i) {
-    const unsigned long long winner = block_min_key<Threads>(candidate.key, scratch);
+    const unsigned long long winner = block_min_key<Threads, Barrier>(candidate.key, scratch);
     // Positions are unique, so exactly one thread holds the winner.
     if (winner == candidate.key && winner != kNoVictim) {
       head.position[candidate.slot] = -1;
@@ -127,11 +127,11 @@ __device__ __forceinline__ void block_h2o_evict(const h2o_bookkeeping& head, con
         candidate = thread_candidate<Threads>(head, score_of);
       }
     }
-    if (count > 1) __syncthreads();  // scratch is written again; positions are there
+    if (count > 1) group_sync<Threads, Barrier>();  // scratch is written again; positions are there
   }
   if (count > 1) {
-    block_h2o_close_gaps<Threads>(head, reinterpret_cast<int*>(scratch + Threads / 32),
-                                  reinterpret_cast<int*>(scratch));
+    block_h2o_close_gaps<Threads, Barrier>(head, reinterpret_cast<int*>(scratch + Threads / 32),
+                                           reinterpret_cast<int*>(scratch));
   }
 }
 

@@ -7,6 +7,18 @@
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
+/// Barrier of `Threads` threads whose number within their group is threadIdx.x: __syncthreads() for
+/// Barrier 0, where the group is the whole block. A block that divides its warps among several jobs
+/// gives each group a Barrier of 1 to 15 of its own.
+template <int Threads, int Barrier>
+__device__ __forceinline__ void group_sync() {
+  if constexpr (Barrier == 0) {
+    __syncthreads();
+  } else {
+    asm volatile("bar.sync %0, %1;" ::"n"(Barrier), "n"(Threads) : "memory");
+  }
+}
+
 /// Combines `value` of a warp's lanes by the associative, commutative `op`; every lane gets the
 /// result.
 template <class T, class Op>
@@ -29,12 +41,12 @@ __device__ __forceinline__ int warp_prefix_sum(int value) {
 }
 
 /// Combines `value` of all Threads threads by the associative `op`; every thread gets the result.
-/// `scratch`: Threads / 32 elements of shared memory, free for reuse after the next __syncthreads.
-template <int Threads, class T, class Op>
+/// `scratch`: Threads / 32 elements of shared memory, free for reuse after the next barrier.
+template <int Threads, int Barrier = 0, class T, class Op>
 __device__ __forceinline__ T block_reduce(T value, T* scratch, const Op& op) {
   value = warp_reduce(value, op);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
+  group_sync<Threads, Barrier>();
   value = scratch[0];
 #pragma unroll
   for (int warp = 1; warp < Threads / 32; ++warp) value = op(value, scratch[warp]);
@@ -44,13 +56,13 @@ __device__ __forceinline__ T block_reduce(T value, T* scratch, const Op& op) {
 /// Ranks `flag` among the block's threads in thread order; `total` is how many are set.
 /// `scratch`: Threads / 32 ints of shared memory. Collective; its first barrier also orders what
 /// the block did before.
-template <int Threads>
+template <int Threads, int Barrier = 0>
 __device__ __forceinline__ int block_rank(bool flag, int* scratch, int& total) {
   const unsigned ballot = __ballot_sync(0xffffffffu, flag);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  __syncthreads();  // scratch may still be read by the previous call
+  group_sync<Threads, Barrier>();  // scratch may still be read by the previous call
   if (lane == 0) scratch[warp] = __popc(ballot);
-  __syncthreads();
+  group_sync<Threads, Barrier>();
   int before = 0;
   total = 0;
 #pragma unroll
@@ -62,8 +74,8 @@ __device__ __forceinline__ int block_rank(bool flag, int* scratch, int& total) {
 }
 
 /// Lists, ascending, the first `limit` integers of [begin, end) of which `wanted` is true; returns
-/// how many there are. `list` is shared or global memory, complete after the next __syncthreads.
-template <int Threads, class Predicate>
+/// how many there are. `list` is shared or global memory, complete after the next barrier.
+template <int Threads, int Barrier = 0, class Predicate>
 __device__ int block_list(int begin, int end, const Predicate& wanted, int* list, int limit,
                           int* scratch) {
   int listed = 0;
@@ -71,7 +83,7 @@ __device__ int block_list(int begin, int end, const Predicate& wanted, int* list
     const int i = base + threadIdx.x;
     const bool flag = i < end && wanted(i);
     int found;
-    const int rank = listed + block_rank<Threads>(flag, scratch, found);
+    const int rank = listed + block_rank<Threads, Barrier>(flag, scratch, found);
     if (flag && rank < limit) list[rank] = i;
     listed += found;
   }
@@ -111,13 +123,13 @@ __device__ __forceinline__ unsigned long long warp_min_key(unsigned long long ke
 }
 
 /// The smallest victim_key of a block; every thread gets it. scratch as in block_reduce.
-template <int Threads>
+template <int Threads, int Barrier = 0>
 __device__ __forceinline__ unsigned long long block_min_key(unsigned long long key,
                                                             unsigned long long* scratch) {
   static_assert(Threads <= 1024, "a lane per warp");
   key = warp_min_key(key);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = key;
-  __syncthreads();
+  group_sync<Threads, Barrier>();
   const int lane = threadIdx.x % 32;
   return warp_min_key(lane < Threads / 32 ? scratch[lane] : kNoVictim);
 }

@@ -1,0 +1,155 @@
+// A whole decoded token of one sequence in one launch: INT8 weights, parallel residual.
+//
+// One block per SM stays for the token. Weights stream through a ring in its shared memory without
+// ever waiting for the layer before, because which tiles a block multiplies is fixed; what waits is
+// only the arithmetic. Blocks pass vectors to each other as words that carry their own epoch
+// (device/flagged.cuh), so a dependency costs one trip through L2 and there is no barrier across
+// the grid. In a block, warps have different jobs:
+//
+//   producer   starts the copies of weights
+//   multiply   four rows of weights times the staged vector, and what belongs behind it
+//   stage      wait for a vector, normalise it, make planes of it (device/fixed_point.cuh)
+//   attention  splits of heads, scores, eviction
+//
+// and the order of a layer's products hides each other's latency: QKV, up, attention output, down.
+// Attention happens while up streams, and what up must still deliver arrives while the attention
+// output streams; only the step from down to the next layer is not hidden by anything, and there
+// the ring goes on filling.
+#pragma once
+
+#include <waterweight/device/reduce.cuh>
+
+#include "examples/pythia/model/cuda_token_attention.cuh"
+#include "examples/pythia/model/cuda_token_multiply.cuh"
+#include "examples/pythia/model/cuda_token_stage.cuh"
+#include "examples/pythia/model/cuda_token_types.cuh"
+
+namespace pythia {
+
+/// The last block to get here picks the token from the best of each block.
+template <class T>
+__device__ void end_token(const TokenParameters<T>& p, Candidate best) {
+  __shared__ bool last;
+  best = block_best(best);  // also: every warp of this block is done
+  const TokenEnding& ending = p.ending;
+  if (threadIdx.x == 0) {
+    ending.best[blockIdx.x] = best;
+    __threadfence();
+    last = atomicAdd(ending.arrived, 1u) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  Candidate chosen{-INFINITY, INT32_MAX};
+  for (unsigned i = threadIdx.x; i < gridDim.x; i += kTokenThreads) {
+    chosen = better(chosen, ending.best[i]);
+  }
+  chosen = block_best(chosen);
+  if (threadIdx.x != 0) return;
+  *ending.arrived = 0;
+  *p.exchange.tokens += 1;
+  if (!ending.choose) return;
+  const int token = chosen.index == INT32_MAX ? 0 : chosen.index;  // every logit was NaN
+  ending.target.tokens[0] = token;
+  ending.target.seen[0] = isfinite(chosen.value) ? token : -1;
+  const int live = min(ending.length[0] + 1, p.capacity);
+  ending.step[0] += 1;
+  ending.length[0] = live < p.capacity ? live : live - p.policy.evict_every;
+}
+
+/// One block per SM, all of them resident at once (a cooperative launch). HeadDim: of the model.
+/// E: hidden / kTokenStagingThreads; intermediate is 4 * hidden.
+template <class T, int HeadDim, int E>
+__global__ void __launch_bounds__(kTokenThreads, 1)
+    token_kernel(const __grid_constant__ TokenParameters<T> p) {
+#if __CUDA_ARCH__ >= 900
+  using Attention = TokenAttention<T, HeadDim>;
+  using Stager = TokenStager<T, E>;
+  extern __shared__ __align__(128) std::byte memory[];
+  __shared__ __align__(8) std::uint64_t ring_barriers[2 * kMaxRingSlots];
+  __shared__ StagedPlanes staged;
+  __shared__ TokenGroup groups[kMaxTokenGroups];
+  __shared__ TokenShare shares[kMaxTokenLayers + 1];
+  __shared__ typename Attention::Scratch attention_scratch;
+  __shared__ typename Stager::Scratch stager_scratch;
+
+  const int tile_bytes = waterweight::kTileRows * p.hidden;
+  const waterweight::weight_ring ring{memory, ring_barriers, ring_barriers + kMaxRingSlots,
+                                      p.ring_slots, tile_bytes};
+  const TokenShared layout(static_cast<std::size_t>(p.ring_slots * tile_bytes), p.hidden, p.inner,
+                           sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count + 1),
+                           Attention::attend::shape::shared_bytes(p.most_slots), 0);
+  auto* const first_planes = reinterpret_cast<std::int8_t*>(memory + layout.first_planes);
+  auto* const second_planes = reinterpret_cast<std::int8_t*>(memory + layout.second_planes);
+  auto* const layers = reinterpret_cast<TokenLayer<T>*>(memory + layout.layers);
+  const GroupRange range(p.hidden);
+
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    for (std::uint64_t& ready : staged.ready) {
+      waterweight::detail::mbarrier_init(&ready, Stager::kWarps);
+    }
+    ring.init();
+  }
+  constexpr int kLayerWords = sizeof(TokenLayer<T>) / sizeof(std::uint64_t);
+  for (int i = thread; i < kLayerWords * (p.layer_count + 1); i += kTokenThreads) {
+    reinterpret_cast<std::uint64_t*>(layers)[i] =
+        reinterpret_cast<const std::uint64_t*>(p.layers)[i];
+  }
+  for (int i = thread; i <= p.layer_count; i += kTokenThreads) {
+    shares[i] = p.shares[static_cast<int>(blockIdx.x) * (p.layer_count + 1) + i];
+  }
+  if (thread < waterweight::kTileRows * range.count) {
+    const int row = waterweight::kTileRows * range.first + thread;
+    TokenGroup& group = groups[thread / waterweight::kTileRows];
+    const int r = thread % waterweight::kTileRows;
+    group.x[r] = waterweight::detail::to_float(
+        p.embedding[static_cast<std::int64_t>(*p.token) * p.hidden + row]);
+    for (auto& sums : group.sums) sums[r] = 0;
+    group.arrived = 0;
+  }
+  const std::uint32_t epoch =
+      *p.exchange.tokens * static_cast<std::uint32_t>(p.layer_count + 1) + 1;
+  __syncthreads();
+
+  Candidate best{-INFINITY, INT32_MAX};
+  if (thread < kTokenFirstStager) {
+    Attention(p, layers, &attention_scratch, memory + layout.attention, memory + layout.merge)
+        .run(epoch);
+  } else if (thread < kTokenFirstMultiplier) {
+    Stager(p, layers, &stager_scratch, &staged, first_planes, second_planes).run(epoch);
+  } else if (thread < kTokenProducer) {
+    const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
+    best = TokenMultiplier<T>(p, layers, shares, ring, &staged, first_planes, second_planes, groups,
+                              range)
+               .run(epoch, vocab_limit);
+  } else {
+    TokenProducer<T>(p, layers, ring).run(shares, range);
+  }
+  __syncthreads();
+  end_token(p, best);
+#endif
+}
+
+/// Launches the kernel: `blocks` of them must fit the device at once, one per SM.
+template <class T, int HeadDim, int E>
+cudaError_t launch_token_kernel(const TokenParameters<T>& p, int blocks, std::size_t shared_bytes,
+                                cudaStream_t stream) {
+  const auto kernel = token_kernel<T, HeadDim, E>;
+  const cudaError_t status = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (status != cudaSuccess) return status;
+  cudaLaunchAttribute cooperative = {};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kTokenThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, p);
+}
+
+}  // namespace pythia

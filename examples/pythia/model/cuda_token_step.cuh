@@ -1,0 +1,216 @@
+// Host side of the token kernel: whether a session can use it, its buffers and its launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "examples/pythia/io/config.hpp"
+#include "examples/pythia/model/cuda_check.hpp"
+#include "examples/pythia/model/cuda_decode_step.cuh"
+#include "examples/pythia/model/cuda_sampling.cuh"
+#include "examples/pythia/model/cuda_state.hpp"
+#include "examples/pythia/model/cuda_token_kernel.cuh"
+
+namespace pythia {
+
+/// Calls f(head_dim, E) as std::integral_constants for the models that have a token kernel;
+/// otherwise returns false. E: see token_kernel.
+template <class F>
+bool dispatch_token_kernel(int head_dim, int hidden, const F& f) {
+  const auto is = [&](auto dim, auto e) {
+    if (head_dim != dim || hidden != e * kTokenStagingThreads) return false;
+    f(dim, e);
+    return true;
+  };
+  using std::integral_constant;
+  constexpr integral_constant<int, 64> k64;
+  constexpr integral_constant<int, 80> k80;
+  constexpr integral_constant<int, 128> k128;
+  constexpr integral_constant<int, 256> k256;
+  constexpr integral_constant<int, 2> small;  // the bundled model and those of the tests
+  constexpr integral_constant<int, 8> k1024;
+  constexpr integral_constant<int, 16> k2048;
+  constexpr integral_constant<int, 20> k2560;
+  return is(k80, k2560) || is(k128, k2048) || is(k256, k2048) || is(k64, k1024) || is(k64, small) ||
+         is(k128, small) || is(k256, small);
+}
+
+/// The token kernel of one engine. Use: plan() before the arena is allocated, bind() after, then
+/// enqueue() if active().
+template <class T>
+class TokenStep {
+ public:
+  /// Bytes an SM has on their way from memory at a time: enough for its bandwidth, and no more,
+  /// because what the blocks tell each other queues behind them. Pythia-2.8B on H200, tiles of 10
+  /// KiB: 938 us a token with 3, 924 with 4, 920 with 5.
+  static constexpr int kBytesInFlight = 56 << 10;
+
+  /// Decides whether the kernel serves these options, and registers its buffers if so.
+  void plan(const Config& config, const EngineOptions& options, const KvState<T>& kv,
+            const waterweight::device_info& device, DeviceArena* arena) {
+    active_ = options.one_launch_decode && options.weights == WeightType::int8 &&
+              options.batch_size == 1 && config.parallel_residual && shape(config, kv, device);
+    if (!active_) return;
+    const auto hidden = static_cast<std::size_t>(config.hidden_size);
+    const auto heads = static_cast<std::size_t>(config.num_heads);
+    const auto layers = static_cast<std::size_t>(config.num_layers);
+    const auto splits = static_cast<std::size_t>(p_.splits);
+    TokenExchange& exchange = p_.exchange;
+    arena->add(&exchange.x, 2 * hidden);
+    arena->add(&exchange.qkv, 3 * hidden);
+    arena->add(&exchange.attention, hidden);
+    arena->add(&exchange.mlp, static_cast<std::size_t>(config.intermediate_size));
+    arena->add(&exchange.stat, 2 * heads * splits);
+    arena->add(&exchange.partial, 2 * hidden * splits);
+    arena->add(&exchange.logit, 2 * heads * static_cast<std::size_t>(kv.capacity));
+    arena->add(&exchange.arrived, layers * heads);
+    arena->add(&exchange.tokens, 1);
+    arena->add(&p_.ending.best, static_cast<std::size_t>(blocks_));
+    arena->add(&p_.ending.arrived, 1);
+    arena->add(&layers_, layers + 1);
+    arena->add(&device_shares_, shares_.size());
+  }
+
+  bool active() const { return active_; }
+
+  /// After the arena's allocation and kv.bind(). `step` as enqueue_decode_step takes it, `target`
+  /// as sample() does.
+  void bind(const DecodeStep<T>& step, const SamplingTarget& target, cudaStream_t stream) {
+    if (!active_) return;
+    const CudaWeights<T>& weights = *step.weights;
+    const auto linear = [](const CudaLinear<T>& from) {
+      return TokenLinear<T>{from.quantized, from.scale, from.bias};
+    };
+    std::vector<TokenLayer<T>> layers;
+    for (std::size_t i = 0; i < weights.layers.size(); ++i) {
+      const CudaLayer<T>& layer = weights.layers[i];
+      const waterweight::h2o_state_view& state = step.kv->states[i];
+      layers.push_back(
+          {{linear(layer.qkv), linear(layer.up), linear(layer.down), linear(layer.dense)},
+           layer.attention_norm,
+           layer.mlp_norm,
+           step.kv->caches[i].k,
+           step.kv->caches[i].v,
+           state.score,
+           state.position,
+           state.free_slot});
+    }
+    TokenLayer<T> last;
+    last.linear[kQkvTile] = linear(weights.embed_out);
+    last.attention_norm = weights.final_norm;
+    layers.push_back(last);
+    const auto upload = [&](auto* to, const auto& from) {
+      check_cuda(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(from[0]),
+                                 cudaMemcpyHostToDevice, stream),
+                 "cudaMemcpyAsync");
+      check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    };
+    upload(layers_, layers);
+    upload(device_shares_, shares_);
+    p_.layers = layers_;
+    p_.shares = device_shares_;
+    p_.embedding = weights.embedding;
+    p_.token = step.tokens;
+    p_.logits = step.logits;
+    p_.rotary = step.rotary;
+    p_.policy = step.kv->policy;
+    p_.step = p_.ending.step = step.kv->all_layers.step;
+    p_.length = p_.ending.length = step.kv->all_layers.length;
+    p_.ending.target = target;
+  }
+
+  /// Feeds the token and leaves the logits. choose: also takes the best token, as sample() does for
+  /// temperature 0, and advances the sequence, as h2o_advance does.
+  void enqueue(bool choose, cudaStream_t stream) const {
+    TokenParameters<T> p = p_;
+    p.ending.choose = choose;
+    dispatch_token_kernel(head_dim_, p.hidden, [&](auto dim, auto e) {
+      check_cuda(launch_token_kernel<T, decltype(dim)::value, decltype(e)::value>(
+                     p, blocks_, shared_bytes_, stream),
+                 "token_kernel");
+    });
+  }
+
+ private:
+  /// Fills what follows from the sizes; returns whether they fit.
+  bool shape(const Config& config, const KvState<T>& kv, const waterweight::device_info& device) {
+    const int hidden = config.hidden_size, groups = hidden / waterweight::kTileRows;
+    if (device.compute_capability < 90 || hidden % waterweight::kTileChunk != 0 ||
+        config.intermediate_size != 4 * hidden || config.vocab_size % waterweight::kTileRows != 0 ||
+        config.num_layers > kMaxTokenLayers) {
+      return false;
+    }
+    head_dim_ = config.head_dim();
+    blocks_ = std::min(device.sm_count, groups);
+    if ((groups + blocks_ - 1) / blocks_ > kMaxTokenGroups) return false;
+    shares_ = share_token_tiles({config.num_layers, 3 * groups, 4 * groups, groups, 4,
+                                 config.vocab_size / waterweight::kTileRows},
+                                blocks_);
+    if (shares_.empty()) return false;
+    p_.layer_count = config.num_layers;
+    p_.hidden = hidden;
+    p_.inner = config.intermediate_size;
+    p_.heads = config.num_heads;
+    p_.vocab = config.vocab_size;
+    p_.capacity = kv.capacity;
+    p_.splits = waterweight::detail::decode_splits(kv.capacity, kTokenAttentionThreads);
+    p_.most_slots = (kv.capacity + p_.splits - 1) / p_.splits;
+    p_.eps = static_cast<float>(config.layer_norm_eps);
+    p_.gelu_tanh = config.activation == Activation::gelu_tanh;
+    bool fits = false;
+    dispatch_token_kernel(head_dim_, hidden, [&](auto dim, auto e) {
+      fits = choose_ring<decltype(dim)::value, decltype(e)::value>(kv.policy.evict_every, device);
+    });
+    return fits;
+  }
+
+  /// As many tiles as fit beside the rest; false if the kernel cannot run with them.
+  template <int HeadDim, int E>
+  bool choose_ring(int evict_every, const waterweight::device_info& device) {
+    const auto kernel = token_kernel<T, HeadDim, E>;
+    // Built for an older architecture, and translated for this one, the kernel is empty.
+    if (!waterweight::detail::compiled_for(90, kernel)) return false;
+    cudaFuncAttributes attributes;
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+    const std::size_t tile =
+        static_cast<std::size_t>(waterweight::kTileRows) * static_cast<std::size_t>(p_.hidden);
+    const auto layout = [&](std::size_t slots) {
+      return TokenShared(slots * tile, p_.hidden, p_.inner,
+                         sizeof(TokenLayer<T>) * static_cast<std::size_t>(p_.layer_count + 1),
+                         TokenAttention<T, HeadDim>::attend::shape::shared_bytes(p_.most_slots),
+                         token_merge_bytes(evict_every))
+          .total;
+    };
+    const std::size_t room =
+        static_cast<std::size_t>(device.max_shared_bytes) - attributes.sharedSizeBytes;
+    std::size_t slots = kMaxRingSlots;
+    while (slots >= kLeastRingSlots && layout(slots) > room) --slots;
+    if (slots < kLeastRingSlots) return false;
+    p_.ring_slots = static_cast<int>(slots);
+    p_.most_in_flight = std::clamp(kBytesInFlight / static_cast<int>(tile), 2, p_.ring_slots);
+    shared_bytes_ = layout(slots);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes_)),
+               "cudaFuncSetAttribute");
+    int resident = 0;
+    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kTokenThreads,
+                                                             shared_bytes_),
+               "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    return resident >= 1;
+  }
+
+  bool active_ = false;
+  int blocks_ = 0, head_dim_ = 0;
+  std::size_t shared_bytes_ = 0;
+  std::vector<TokenShare> shares_;
+  TokenShare* device_shares_ = nullptr;
+  TokenLayer<T>* layers_ = nullptr;
+  TokenParameters<T> p_ = {};
+};
+
+}  // namespace pythia

@@ -1,0 +1,168 @@
+// What the one-launch token kernel (cuda_token_kernel.cuh) is given: weights, exchange buffers, and
+// which tiles of which product each block computes.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <climits>
+#include <cstddef>
+#include <cstdint>
+#include <waterweight/device/flagged.cuh>
+#include <waterweight/device/weight_ring.cuh>
+#include <waterweight/types.hpp>
+
+#include "examples/pythia/model/cuda_reduce.cuh"
+#include "examples/pythia/model/cuda_sampling.cuh"
+#include "examples/pythia/model/cuda_token_shares.hpp"
+#include "examples/pythia/model/cuda_weights.hpp"
+
+namespace pythia {
+
+// The warps of a block and their jobs, in the order of thread numbers.
+constexpr int kTokenAttentionThreads = 128;
+constexpr int kTokenStagingThreads = 128;
+constexpr int kTokenMultiplyWarps = 7;
+constexpr int kTokenFirstStager = kTokenAttentionThreads;
+constexpr int kTokenFirstMultiplier = kTokenFirstStager + kTokenStagingThreads;
+constexpr int kTokenProducer = kTokenFirstMultiplier + 32 * kTokenMultiplyWarps;
+constexpr int kTokenThreads = kTokenProducer + 32;
+constexpr int kAttentionBarrier = 1;
+constexpr int kStagingBarrier = 2;
+
+constexpr int kMaxTokenLayers = 64;
+constexpr int kMaxTokenGroups = 16;  ///< groups of four residual rows a block may own
+constexpr int kMaxRingSlots = 64;
+constexpr int kLeastRingSlots = 4;
+
+template <class T>
+struct TokenLinear {
+  const std::int8_t* weight = nullptr;
+  const float* scale = nullptr;
+  const T* bias = nullptr;
+};
+
+/// What kinds of tiles follow each other in a block's sequence.
+enum TileKind { kQkvTile, kUpTile, kDownTile, kDenseTile, kHeadTile, kNoTile };
+constexpr int kLinearsOfLayer = 4;
+
+/// One layer; in the entry after the last one, the head as qkv and the last LayerNorm.
+template <class T>
+struct TokenLayer {
+  TokenLinear<T> linear[kLinearsOfLayer];  ///< by TileKind
+  CudaLayerNorm attention_norm, mlp_norm;
+  T* k = nullptr;
+  T* v = nullptr;
+  float* score = nullptr;  ///< null: full attention
+  std::int32_t* position = nullptr;
+  std::int32_t* free_slot = nullptr;
+};
+
+/// Vectors that blocks pass to each other within a token, each in two copies that layers use in
+/// turn: a copy is written again two layers later, and nobody gets there before all blocks have
+/// read it, because every layer needs every block's part of the one before.
+struct TokenExchange {
+  waterweight::flagged_word* x;          ///< [2, hidden] fp32: the residual stream
+  waterweight::flagged_word* qkv;        ///< [2, 3 * hidden / 2] pairs of T
+  waterweight::flagged_word* attention;  ///< [2, hidden / 2] pairs of T
+  waterweight::flagged_word* mlp;        ///< [2, intermediate / 2] pairs of T
+  float2* stat;                          ///< [2, heads, splits]
+  float* partial;                        ///< [2, heads, splits, head_dim]
+  float* logit;                          ///< [2, heads, capacity]
+  unsigned* arrived;                     ///< [layers, heads] splits done; zero between tokens
+  std::uint32_t* tokens;                 ///< one: tokens computed so far, of which epochs are made
+};
+
+/// How a token ends, after its logits: in the kernel, or in what is launched behind it.
+struct TokenEnding {
+  bool choose = false;    ///< take the best token and advance the sequence
+  SamplingTarget target;  ///< used with `choose`, like the next two
+  std::int32_t* step = nullptr;
+  std::int32_t* length = nullptr;
+  Candidate* best = nullptr;    ///< [blocks]
+  unsigned* arrived = nullptr;  ///< one: blocks done; zero between tokens
+};
+
+template <class T>
+struct TokenParameters {
+  const TokenLayer<T>* layers;  ///< [layer_count + 1], device memory
+  const T* embedding;
+  const std::int32_t* token;  ///< to be fed
+  float* logits;              ///< [vocab]
+  const TokenShare* shares;   ///< [blocks, layer_count + 1], device memory
+  TokenExchange exchange;
+  int layer_count, hidden, inner, heads, vocab, capacity, splits, most_slots;
+  float eps;
+  bool gelu_tanh;
+  waterweight::rotary_view rotary;
+  waterweight::h2o_policy policy;
+  const std::int32_t* step;
+  const std::int32_t* length;
+  int ring_slots, most_in_flight;
+  TokenEnding ending;
+};
+
+/// Dynamic shared memory of a block.
+struct TokenShared {
+  std::size_t first_planes, second_planes, layers, attention, merge, total;
+
+  /// ring: bytes of all slots. layer_bytes: of the table of layers. attention_bytes, merge_bytes:
+  /// what those need.
+  WATERWEIGHT_HOST_DEVICE TokenShared(std::size_t ring, int hidden, int inner,
+                                      std::size_t layer_bytes, std::size_t attention_bytes,
+                                      std::size_t merge_bytes) {
+    const auto round = [](std::size_t bytes) { return (bytes + 127) / 128 * 128; };
+    const std::size_t planes = 3;
+    first_planes = round(ring);
+    second_planes = first_planes + round(planes * static_cast<std::size_t>(hidden + 64));
+    layers = second_planes + round(planes * static_cast<std::size_t>(inner + 64));
+    attention = layers + round(layer_bytes);
+    merge = attention + round(attention_bytes);
+    total = merge + round(merge_bytes);
+  }
+};
+
+/// Goes through the tiles of a block in the order in which its ring brings them.
+class TileWalk {
+ public:
+  int layer = 0;
+  int kind = kQkvTile;
+  int index;  ///< among the tiles of this kind and layer
+
+  __device__ __forceinline__ TileWalk(const TokenShare* shares, int layers, int groups, int parts,
+                                      int start)
+      : index(start),
+        shares_(shares),
+        layers_(layers),
+        groups_(groups),
+        parts_(parts),
+        count_(shares[0].qkv_count) {
+    settle();
+  }
+
+  __device__ __forceinline__ void advance(int by) {
+    index += by;
+    settle();
+  }
+
+ private:
+  __device__ __forceinline__ void settle() {
+    while (index >= count_) {
+      index -= count_;
+      if (kind == kDenseTile) {
+        kind = ++layer < layers_ ? kQkvTile : kHeadTile;
+      } else {
+        kind = kind == kHeadTile ? kNoTile : kind + 1;
+      }
+      count_ = kind == kQkvTile || kind == kHeadTile ? shares_[layer].qkv_count
+               : kind == kUpTile                     ? shares_[layer].up_count
+               : kind == kDenseTile                  ? groups_
+               : kind == kDownTile                   ? groups_ * parts_
+                                                     : INT_MAX;
+    }
+  }
+
+  const TokenShare* shares_;
+  int layers_, groups_, parts_, count_;
+};
+
+}  // namespace pythia

@@ -1,0 +1,100 @@
+// Weights on their way through shared memory: one warp starts bulk copies into a ring of tiles, the
+// others take the tiles in order.
+//
+// The ring runs ahead of what the block computes, also across points where the block waits for
+// others: memory goes on delivering meanwhile. How much may be under way at a time is limited
+// separately from the depth, because memory answers in order: whatever else the SM asks for queues
+// behind every outstanding copy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <waterweight/detail/arch/bulk_copy.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+
+/// The ring of one block: `slots` tiles of `tile_bytes` (a multiple of 128), all shared memory.
+struct weight_ring {
+  std::byte* data;       ///< [slots, tile_bytes], 128-byte aligned
+  std::uint64_t* full;   ///< [slots]
+  std::uint64_t* empty;  ///< [slots]
+  int slots;
+  int tile_bytes;
+
+  __device__ __forceinline__ std::byte* slot(int i) const { return data + i * tile_bytes; }
+
+  /// By one thread, followed by a barrier of the block.
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < slots; ++i) {
+      detail::mbarrier_init(full + i, 1);
+      detail::mbarrier_init(empty + i, 1);
+    }
+    detail::mbarrier_init_fence();
+  }
+};
+
+/// A place in the sequence of tiles.
+struct ring_cursor {
+  int slot = 0;
+  unsigned parity = 0;
+
+  __device__ __forceinline__ void advance(int by, int slots) {
+    slot += by;
+    while (slot >= slots) {
+      slot -= slots;
+      parity ^= 1;
+    }
+  }
+};
+
+/// The side that fills: one warp. most_in_flight <= slots.
+class ring_producer {
+ public:
+  __device__ __forceinline__ ring_producer(const weight_ring& ring, int most_in_flight)
+      : ring_(ring), allowed_(most_in_flight), policy_(detail::evict_first_policy()) {}
+
+  /// The next tile: four rows of `row_bytes` (a multiple of 16), `ld` bytes apart. Collective.
+  __device__ __forceinline__ void push_rows(const std::int8_t* rows, int row_bytes,
+                                            std::int64_t ld) {
+    acquire();
+    std::uint64_t* const full = ring_.full + next_.slot;
+    const int lane = threadIdx.x % 32;
+    if (lane == 0) detail::mbarrier_arrive_expect(full, static_cast<std::uint32_t>(4 * row_bytes));
+    __syncwarp();
+    if (lane < 4) {
+      detail::bulk_copy(ring_.slot(next_.slot) + lane * row_bytes, rows + lane * ld, row_bytes,
+                        full, policy_);
+    }
+    next_.advance(1, ring_.slots);
+  }
+
+  /// The next tile: `bytes` consecutive ones. Collective.
+  __device__ __forceinline__ void push(const std::int8_t* tile, int bytes) {
+    acquire();
+    if (threadIdx.x % 32 == 0) {
+      std::uint64_t* const full = ring_.full + next_.slot;
+      detail::mbarrier_arrive_expect(full, bytes);
+      detail::bulk_copy(ring_.slot(next_.slot), tile, bytes, full, policy_);
+    }
+    next_.advance(1, ring_.slots);
+  }
+
+ private:
+  __device__ __forceinline__ void acquire() {
+    if (allowed_ > 0) {
+      --allowed_;
+    } else {
+      detail::mbarrier_wait(ring_.full + landed_.slot, landed_.parity);
+      landed_.advance(1, ring_.slots);
+    }
+    detail::mbarrier_wait(ring_.empty + next_.slot, next_.parity ^ 1);
+  }
+
+  weight_ring ring_;
+  int allowed_;
+  std::uint64_t policy_;
+  ring_cursor next_, landed_;
+};
+
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,81 @@
+// The ring of weights: every tile arrives whole and in order, whatever the depth and the limit.
+#include <algorithm>
+#include <tuple>
+#include <vector>
+#include <waterweight/detail/launch.cuh>
+#include <waterweight/device/weight_ring.cuh>
+
+#include "tests/support/device.cuh"
+
+namespace {
+
+using test::DeviceBuffer;
+
+constexpr int kConsumers = 3;  // warps
+constexpr int kMaxSlots = 8;
+
+/// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. Odd tiles are
+/// pushed row by row.
+__global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_bytes, int slots,
+                                  int most_in_flight, std::int8_t* out) {
+  extern __shared__ __align__(128) std::byte memory[];
+  __shared__ std::uint64_t barriers[2 * kMaxSlots];
+  const int bytes = 4 * row_bytes, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const waterweight::weight_ring ring{memory, barriers, barriers + kMaxSlots, slots, bytes};
+  if (threadIdx.x == 0) ring.init();
+  __syncthreads();
+  if (warp == kConsumers) {
+    waterweight::ring_producer producer(ring, most_in_flight);
+    for (int i = 0; i < tiles; ++i) {
+      if (i % 2 == 0) {
+        producer.push(in + i * bytes, bytes);
+      } else {
+        producer.push_rows(in + i * bytes, row_bytes, row_bytes);
+      }
+    }
+    return;
+  }
+  waterweight::ring_cursor cursor;
+  cursor.advance(warp, slots);
+  for (int i = warp; i < tiles; i += kConsumers, cursor.advance(kConsumers, slots)) {
+    waterweight::detail::mbarrier_wait(ring.full + cursor.slot, cursor.parity);
+    const auto* tile = reinterpret_cast<const std::int8_t*>(ring.slot(cursor.slot));
+    for (int b = lane; b < bytes; b += 32) out[i * bytes + b] = tile[b];
+    __syncwarp();
+    if (lane == 0) waterweight::detail::mbarrier_arrive(ring.empty + cursor.slot);
+  }
+}
+
+class WeightRing : public test::GpuTest {
+ protected:
+  void SetUp() override {
+    test::GpuTest::SetUp();
+    if (IsSkipped()) return;
+    if (!waterweight::detail::compiled_for(90, copy_through_ring)) {
+      GTEST_SKIP() << "built for an architecture without bulk copies";
+    }
+  }
+};
+
+TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) {
+  std::mt19937 generator(1);
+  for (const int row_bytes : {32, 160, 1280}) {
+    for (const auto& [tiles, slots, in_flight] :
+         {std::tuple(1, 2, 1), std::tuple(7, 2, 2), std::tuple(8, 8, 3), std::tuple(100, 5, 4),
+          std::tuple(101, 8, 8), std::tuple(64, 1, 1)}) {
+      SCOPED_TRACE(::testing::Message() << row_bytes << " x 4, " << tiles << " tiles, " << slots
+                                        << " slots, " << in_flight << " in flight");
+      std::vector<std::int8_t> host(static_cast<std::size_t>(tiles * 4 * row_bytes));
+      for (auto& byte : host)
+        byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
+      DeviceBuffer<std::int8_t> in(host), out(host.size());
+      copy_through_ring<<<1, 32 * (kConsumers + 1), static_cast<std::size_t>(slots * 4 * row_bytes),
+                          stream>>>(in.data(), tiles, row_bytes, slots, in_flight, out.data());
+      ASSERT_CUDA(cudaGetLastError());
+      ASSERT_CUDA(cudaStreamSynchronize(stream));
+      EXPECT_EQ(out.download(), host);
+    }
+  }
+}
+
+}  // namespace
