@@ -6,9 +6,10 @@
 // stage's weights while the tensor cores work on the current one. 16-bit weights go the same way
 // with A in shared memory and nothing to convert.
 //
-// Where the tiles of many tokens fill the card, blocks are persistent and clusters of two share
-// their rows of X. Where they do not, a cluster shares one tile: each block sums a part of K, and
-// the parts are added in the order of K through distributed shared memory.
+// Where the tiles of many tokens fill the card, blocks are persistent, clusters of two share their
+// rows of X, and the last rounds of tiles may be shared out evenly through the workspace. Where
+// they do not, a cluster shares one tile: each block sums a part of K, and the parts are added in
+// the order of K through distributed shared memory.
 #pragma once
 
 #include <waterweight/detail/arch/bulk_copy.cuh>
