@@ -46,7 +46,8 @@ struct EngineOptions {
   waterweight::h2o_granularity granularity = waterweight::h2o_granularity::per_head;
   std::uint64_t policy_seed = 0;  ///< of random's draws
 
-  bool one_launch_decode = true;  ///< where the device and the model allow: see decode_path()
+  /// Decode in one kernel launch per token where the device and the model allow: see decode_path().
+  bool one_launch_decode = false;
 };
 
 /// The options, unless they are impossible: then an Error is thrown.

@@ -35,6 +35,16 @@ TEST(Generate, ContinuesAsTransformersDoes) {
   EXPECT_GE(compared, 4);
 }
 
+TEST(Generate, OneLaunchChangesNothingWhereItIsNotPossible) {
+  const std::vector<std::string> plain = {"generate", "--prompt", "The sea was", "--max-new-tokens",
+                                          "12",       "--mode",   "int8-h2o"};
+  std::vector<std::string> one_launch = plain;
+  one_launch.push_back("--one-launch");
+  const Outcome expected = run_on_cpu(plain), found = run_on_cpu(one_launch);
+  ASSERT_EQ(found.exit_code, 0) << found.err;
+  EXPECT_EQ(found.out, expected.out);
+}
+
 TEST(Generate, StopsAtTheEndOfTextAndLeavesItOut) {
   const TempDir dir;
   const std::string file = dir.path() / "result.json", model = dir.path() / "model";

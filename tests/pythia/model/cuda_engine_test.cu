@@ -116,7 +116,6 @@ TEST_F(CudaEngineTest, H2oRunsPastTheFullCacheAndKeepsItsBudget) {
   options.heavy = 12;
   options.sinks = 4;
   options.max_tokens = 64;
-  options.one_launch_decode = false;  // CudaToken has the same test with it
   const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
   engine->start({arbitrary_ids(50, 2048, 4)}, {});
   engine->run(40);

@@ -40,6 +40,7 @@ class CudaToken : public CudaEngineTest {
  protected:
   /// Both ways of decoding; skips where the device has only one.
   void make_both(const std::filesystem::path& model, EngineOptions options) {
+    options.one_launch_decode = true;
     one_launch = cuda_test::engine(model, options);
     if (one_launch->decode_path() != "one launch per token") {
       GTEST_SKIP() << "this device or build has no token kernel";
