@@ -22,6 +22,7 @@ jobs="${JOBS:-4}"
 filter_of() {
   local gemm='GemmTest/0.*:GemmTest/2.SmallM*:GemmTest/2.LargeTiles*:GemmTest/4.SmallM*'
   gemm+=':GemmTest/4.LargeTiles*:GemmInPlaceTest/0.*:GemmExtremeTokenTest/1.*'
+  gemm+=':WgmmaGemmTest/0.EveryTile*:WgmmaGemmTest/0.EveryNumber*'
   local pythia='PythiaKernels.*:CudaWeightsTest.*:CudaEngineTest.GreedyTokensAreThoseOf*'
   pythia+=':CudaEngineTest.H2oRunsPast*:CudaEngineTest.WindowsOf*'
   pythia+='-PythiaKernels.SamplingChooses*:CudaWeightsTest.RandomWeights*'
@@ -36,8 +37,6 @@ filter_of() {
     *check:test_h2o) echo 'SelectTest/0.*:AccumulateTest/0.*:EvictTest.*-EvictTest.RandomShapes' ;;
     *check:test_quantize) echo 'QuantizeTest/0.*:QuantizeTest/1.*' ;;
     *check:test_pythia_model) echo "$pythia" ;;
-    # Blocks that wait for each other, and copies that a barrier counts, are not for these tools.
-    *check:test_device) echo 'FixedPointTile.*' ;;
     *) echo '*' ;;
   esac
 }

@@ -1,6 +1,6 @@
 // The staging warps of the token kernel: they wait for a vector that all blocks have contributed to
 // and turn it into the planes that the multiplying warps read. LayerNorm follows layernorm_kernel
-// addition by addition, so both ways of decoding give the same bits.
+// addition by addition, so both ways of decoding get the same bits from it.
 #pragma once
 
 #include <waterweight/detail/arch/bulk_copy.cuh>

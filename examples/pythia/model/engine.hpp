@@ -87,7 +87,7 @@ class Engine {
   virtual std::string device_name() const = 0;
   /// Largest device memory in use so far, bytes; 0 on the host.
   virtual std::size_t peak_device_bytes() const = 0;
-  /// How tokens are decoded, for reports: the results do not depend on it.
+  /// How tokens are decoded, for reports. Results may differ in the last bits of attention's sums.
   virtual std::string decode_path() const = 0;
 
   /// Full causal attention over one window, whatever the policy. nll[i] is of ids[i + 1]; argmax

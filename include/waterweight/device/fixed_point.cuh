@@ -5,8 +5,9 @@
 // v in balanced base 256: v = low + 256 * middle + 65536 * high, each in [-128, 127]. The three
 // planes are three rows of the activation operand of mma.m16n8k32.s8, which has rows to spare at
 // small M; the INT8 weights are the other operand as they lie in memory. The integer sums are exact
-// and do not depend on their order; what is lost is the rounding of x to v, at most 2^-24 of the
-// largest |x| of the token: less than an fp32 accumulation loses.
+// and do not depend on their order; what is lost is the rounding of x to v, about 2^-24 of the
+// largest |x| of the token in each element. Where one element is far larger than the others and
+// meets a small weight, that is more than an fp32 accumulation would lose.
 #pragma once
 
 #include <cstdint>

@@ -24,7 +24,7 @@ namespace detail {
 inline constexpr int kClusterThreads = 256;
 inline constexpr int kClusterSplitSlots = kClusterThreads / 2;  ///< two threads per key
 inline constexpr int kMaxClusterSplits = 8;                     ///< the portable cluster size
-/// Logits of all query heads of a group that the merging block has room for.
+/// Logits of all query heads of a group that the accounting block has room for.
 inline constexpr int kMaxClusterLogits = 4096;
 
 /// Whether this kernel takes the cache, and into how many blocks it divides a head: a function of
