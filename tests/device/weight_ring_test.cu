@@ -61,8 +61,9 @@ TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) {
   std::mt19937 generator(1);
   for (const int row_bytes : {32, 160, 1280}) {
     for (const auto& [tiles, slots, in_flight] :
-         {std::tuple(1, 2, 1), std::tuple(7, 2, 2), std::tuple(8, 8, 3), std::tuple(100, 5, 4),
-          std::tuple(101, 8, 8), std::tuple(64, 1, 1)}) {
+         {std::tuple(1, 4, 1), std::tuple(7, 5, 2), std::tuple(8, 8, 3), std::tuple(100, 7, 4),
+          std::tuple(101, 8, 5), std::tuple(64, 4, 1)}) {
+      ASSERT_GE(slots, in_flight + kConsumers);
       SCOPED_TRACE(::testing::Message() << row_bytes << " x 4, " << tiles << " tiles, " << slots
                                         << " slots, " << in_flight << " in flight");
       std::vector<std::int8_t> host(static_cast<std::size_t>(tiles * 4 * row_bytes));

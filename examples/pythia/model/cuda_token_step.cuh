@@ -192,7 +192,8 @@ class TokenStep {
     while (slots >= kLeastRingSlots && layout(slots) > room) --slots;
     if (slots < kLeastRingSlots) return false;
     p_.ring_slots = static_cast<int>(slots);
-    p_.most_in_flight = std::clamp(kBytesInFlight / static_cast<int>(tile), 2, p_.ring_slots);
+    p_.most_in_flight = std::clamp(kBytesInFlight / static_cast<int>(tile), kLeastInFlight,
+                                   p_.ring_slots - kTokenMultiplyWarps);
     shared_bytes_ = layout(slots);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes_)),

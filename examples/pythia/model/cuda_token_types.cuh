@@ -32,7 +32,9 @@ constexpr int kStagingBarrier = 2;
 constexpr int kMaxTokenLayers = 64;
 constexpr int kMaxTokenGroups = 16;  ///< groups of four residual rows a block may own
 constexpr int kMaxRingSlots = 64;
-constexpr int kLeastRingSlots = 4;
+constexpr int kLeastInFlight = 2;
+constexpr int kLeastRingSlots =
+    kTokenMultiplyWarps + kLeastInFlight;  ///< what weight_ring asks for
 
 template <class T>
 struct TokenLinear {
