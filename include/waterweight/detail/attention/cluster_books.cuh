@@ -14,31 +14,69 @@ namespace detail {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-/// weights[kSplitChunks]: what to multiply the exponentials of this split's chunks by to make them
-/// probabilities of the whole head. stats: of all chunks of one query head, splits <= 8.
-__device__ __forceinline__ void merge_chunks(const chunk_stat* stats, int splits, int split,
-                                             float* weights) {
-  constexpr int kLanesOfSplit = kSplitChunks, kSplitsAtATime = 32 / kLanesOfSplit;
-  const int lane = threadIdx.x % 32, chunks = splits * kSplitChunks;
-  const chunk_stat empty{-INFINITY, 0.0f};
-  // Chunks beyond the lanes exist in large caches only; where they are empty they change no bit.
-  const chunk_stat low = lane < chunks ? stats[lane] : empty;
-  const chunk_stat high = lane + 32 < chunks ? stats[lane + 32] : empty;
-  // Ordered as integers the maximum is one instruction; a NaN is below everything.
-  const float maximum = from_ordered_score(
-      __reduce_max_sync(0xffffffffu, ordered_score(fmaxf(low.maximum, high.maximum))));
-  const auto factor = [&](const chunk_stat& stat) {  // an empty chunk has no maximum to compare
-    return stat.sum == 0.0f ? 0.0f : fast_exp2(stat.maximum - maximum);
-  };
-  const float low_factor = factor(low), high_factor = factor(high);
-  float sum = fmaf(low.sum, low_factor, high.sum * high_factor);
+/// The chunks of one query head put together, one or two per lane: what to multiply the
+/// exponentials of a chunk by to make them probabilities of the whole head.
+class chunk_merge {
+ public:
+  /// stats: of all splits * kSplitChunks chunks.
+  __device__ __forceinline__ chunk_merge(const chunk_stat* stats, int splits) {
+    const int lane = threadIdx.x % 32, chunks = splits * kSplitChunks;
+    const chunk_stat empty{-INFINITY, 0.0f};
+    low_ = lane < chunks ? stats[lane] : empty;
+    high_ = empty;  // chunks of large caches only; where they are empty they change no bit
+    if (chunks > 32 && lane + 32 < chunks) high_ = stats[lane + 32];
+    // Ordered as integers the maximum is one instruction; a NaN is below everything.
+    maximum_ = from_ordered_score(
+        __reduce_max_sync(0xffffffffu, ordered_score(fmaxf(low_.maximum, high_.maximum))));
+    const float low = factor(low_.maximum), high = chunks > 32 ? factor(high_.maximum) : 0.0f;
+    float sum = fmaf(low_.sum, low, high_.sum * high);
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  const float inverse = __fdividef(1.0f, sum);
-  if (lane / kLanesOfSplit == split % kSplitsAtATime) {
-    weights[lane % kLanesOfSplit] = (split < kSplitsAtATime ? low_factor : high_factor) * inverse;
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    inverse_sum_ = __fdividef(1.0f, sum);
+    low_weight_ = low * inverse_sum_;
+    high_weight_ = high * inverse_sum_;
   }
-}
+
+  /// The weight of chunk `chunk` of split `split`; only `chunk` may differ between lanes.
+  __device__ __forceinline__ float of_chunk(int split, int chunk) const {
+    const float weight = split < kSplitsOfLanes ? low_weight_ : high_weight_;
+    return __shfl_sync(0xffffffffu, weight, split % kSplitsOfLanes * kSplitChunks + chunk);
+  }
+
+  /// weights[splits]: of what each split has put together relative to its own maximum.
+  __device__ __forceinline__ void of_splits(int splits, float* weights) const {
+    const int lane = threadIdx.x % 32, split = lane / kSplitChunks;
+    const float low = factor(split_maximum(low_.maximum)) * inverse_sum_;
+    const float high = factor(split_maximum(high_.maximum)) * inverse_sum_;
+    if (lane % kSplitChunks != 0) return;
+    if (split < splits) weights[split] = low;
+    if (split + kSplitsOfLanes < splits) weights[split + kSplitsOfLanes] = high;
+  }
+
+ private:
+  static constexpr int kSplitsOfLanes = 32 / kSplitChunks;
+
+  /// Nothing of what is empty, which has no maximum to compare.
+  __device__ __forceinline__ float factor(float maximum) const {
+    return maximum == -INFINITY ? 0.0f : fast_exp2(maximum - maximum_);
+  }
+  __device__ __forceinline__ static float split_maximum(float maximum) {
+#pragma unroll
+    for (int offset = 1; offset < kSplitChunks; offset *= 2) {
+      maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, offset));
+    }
+    return maximum;
+  }
+
+  chunk_stat low_, high_;
+  float maximum_, inverse_sum_, low_weight_, high_weight_;
+};
+
+/// The slot that a split offers for eviction.
+struct split_candidate {
+  unsigned long long key = kNoVictim;
+  int slot = 0;
+};
 
 /// The slots of one split of a head, kSplitSlots / 32 per lane: their scores and who of them
 /// leaves.
@@ -46,66 +84,77 @@ class split_books {
  public:
   static constexpr int kSlots = kSplitSlots / 32;  ///< of a lane
 
-  /// The split from slot `begin`.
-  __device__ __forceinline__ explicit split_books(int begin) : begin_(begin) {}
+  /// The split from slot `begin` of the head whose scores and positions these are.
+  __device__ __forceinline__ split_books(float* score, std::int32_t* position, int begin)
+      : begin_(begin), score_at_(score), position_at_(position) {}
 
   /// Requests scores and positions as the last token left them.
-  __device__ __forceinline__ void load(const float* score, const std::int32_t* position,
-                                       int capacity) {
+  __device__ __forceinline__ void load(int capacity) {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       const bool exists = slot(i) < capacity;
-      score_[i] = exists ? __ldcg(score + slot(i)) : 0.0f;
-      position_[i] = exists ? __ldcg(position + slot(i)) : -1;
+      score_[i] = exists ? __ldcg(score_at_ + slot(i)) : 0.0f;
+      position_[i] = exists ? __ldcg(position_at_ + slot(i)) : -1;
     }
   }
 
-  /// score[slot] += sum over the group's query heads of p * weight, from nothing for this token's.
-  /// p [group_size, kSplitSlots], weights [group_size, kSplitChunks]. Keeps the best candidate, if
-  /// the head evicts.
-  __device__ __forceinline__ void account(const h2o_bookkeeping& head, int fresh, const float* p,
-                                          const float* weights, int group_size, bool evicts) {
-    const int lane = threadIdx.x % 32;
+  /// Enters this token, which starts from nothing, into slot `fresh`.
+  __device__ __forceinline__ void enter(int fresh, int step) {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      if (slot(i) == fresh) {
-        score_[i] = 0.0f;
-        position_[i] = head.step;
-        head.position[fresh] = head.step;
-      }
-    }
-#pragma unroll 1
-    for (int h = 0; h < group_size; ++h) {
-#pragma unroll
-      for (int i = 0; i < kSlots; ++i) {
-        const int in_split = i * 32 + lane;
-        score_[i] = fmaf(p[h * kSplitSlots + in_split],
-                         weights[h * kSplitChunks + in_split / kChunkSlots], score_[i]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) {
-      if (slot(i) >= head.live) continue;
-      head.score[slot(i)] = score_[i];
-      if (evicts) candidate_.offer(head, slot(i), position_[i], score_[i]);
+      if (slot(i) != fresh) continue;
+      score_[i] = 0.0f;
+      position_[i] = step;
     }
   }
 
-  /// One slot of the head leaves: every split tells every other its candidate, and the lane that
-  /// holds the best of them lets it go. candidates [splits]: where the others' arrive, at `there`.
-  __device__ __forceinline__ void evict(const h2o_bookkeeping& head, int split, int splits,
-                                        const unsigned long long* candidates,
-                                        std::uint64_t* there) const {
+  /// score += what one query head has given. p [kSplitSlots]: exponentials of its chunks.
+  __device__ __forceinline__ void add(const float* p, const chunk_merge& merge, int split) {
     const int lane = threadIdx.x % 32;
-    const unsigned long long best = warp_min_key(candidate_.key);
-    if (lane < splits) remote_array(candidates, there, lane).send(split, best);
-    mbarrier_wait(there, 0);
-    const unsigned long long winner = warp_min_key(lane < splits ? candidates[lane] : kNoVictim);
-    // Positions are unique, so exactly one lane of the cluster holds the winner.
-    if (winner != candidate_.key || winner == kNoVictim) return;
-    head.position[candidate_.slot] = -1;
-    head.score[candidate_.slot] = 0.0f;
-    *head.free_slot = candidate_.slot;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const int in_split = i * 32 + lane;
+      score_[i] = fmaf(p[in_split], merge.of_chunk(split, in_split / kChunkSlots), score_[i]);
+    }
+  }
+
+  /// The candidate of the split among slots that are neither sinks nor recent nor empty; the lane
+  /// that holds it (lane 0 if there is none) returns true.
+  __device__ __forceinline__ bool choose(const h2o_bookkeeping& head, split_candidate& candidate) {
+    constexpr std::uint32_t kNone = 0xffffffffu;
+    const int last = head.step - head.policy.recent;
+    std::uint32_t order[kSlots], least = kNone;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const bool may_leave = position_[i] >= head.policy.sinks && position_[i] <= last;
+      order[i] = may_leave ? ordered_score(score_[i]) : kNone;
+      least = min(least, order[i]);
+    }
+    least = __reduce_min_sync(0xffffffffu, least);
+    std::uint32_t own = kNone;
+    int own_slot = 0;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const auto position = static_cast<std::uint32_t>(position_[i]);
+      if (order[i] == least && least != kNone && position < own) {
+        own = position;
+        own_slot = slot(i);
+      }
+    }
+    const std::uint32_t first = __reduce_min_sync(0xffffffffu, own);
+    candidate.key = static_cast<unsigned long long>(least) << 32 | first;
+    candidate.slot = own_slot;
+    return least == kNone ? threadIdx.x % 32 == 0 : own == first;
+  }
+
+  /// Writes the scores of live slots and the position of `fresh`, but nothing of slot `but`.
+  __device__ __forceinline__ void store(int live, int fresh, int but = -1) const {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (slot(i) >= live || slot(i) == but) continue;
+      score_at_[slot(i)] = score_[i];
+      if (slot(i) == fresh) position_at_[fresh] = position_[i];
+    }
   }
 
  private:
@@ -114,10 +163,33 @@ class split_books {
   }
 
   int begin_;
+  float* score_at_;
+  std::int32_t* position_at_;
   float score_[kSlots];
   std::int32_t position_[kSlots];
-  h2o_candidate candidate_;
 };
+
+/// The best of the splits' candidates leaves; the others get the score and the position that their
+/// split has not written. keys, slots [splits].
+__device__ __forceinline__ void evict_candidate(const h2o_bookkeeping& head,
+                                                const unsigned long long* keys, const int* slots,
+                                                int splits) {
+  const int lane = threadIdx.x % 32;
+  const unsigned long long own = lane < splits ? keys[lane] : kNoVictim;
+  const unsigned long long winner = warp_min_key(own);
+  if (own == kNoVictim) return;
+  const int slot = slots[lane];
+  // Positions are unique, so exactly one lane holds the winner.
+  if (own == winner) {
+    head.position[slot] = -1;
+    head.score[slot] = 0.0f;
+    *head.free_slot = slot;
+  } else {
+    const auto order = static_cast<std::uint32_t>(own >> 32);
+    head.position[slot] = static_cast<std::int32_t>(own);
+    head.score[slot] = order == 0 ? __uint_as_float(0x7fffffffu) : from_ordered_score(order);
+  }
+}
 
 #endif
 

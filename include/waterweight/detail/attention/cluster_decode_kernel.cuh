@@ -46,32 +46,33 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
                           float scale_log2, bool early) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using layout = cluster_decode_shape<HeadDim>;
-  constexpr int kWarps = kClusterAttendWarps<HeadDim, Resident>;
-  constexpr int kThreads = kClusterThreads<HeadDim, Resident>, kAttendThreads = 32 * kWarps;
-  constexpr int kChunks = kSplitChunks / kWarps;         // of a warp
-  constexpr int kWeightsBarrier = 1, kEvictBarrier = 2;  // 0 is everybody's
-  enum { kLength, kStep, kFreeSlot, kPositionWords };    // in the order of the lanes that read
+  constexpr int kWarps = kClusterAttendWarps<HeadDim, Resident>, kAttendThreads = 32 * kWarps;
+  constexpr int kChunks = kSplitChunks / kWarps;        // of a warp
+  constexpr int kAttendBarrier = 1, kEvictBarrier = 2;  // 0 is everybody's
+  enum { kLength, kStep, kFreeSlot, kWords };           // in the order of the lanes that read
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ __align__(8) std::uint64_t barriers[5];
   std::uint64_t* const keys_there = barriers;
   std::uint64_t* const values_there = barriers + 1;
   std::uint64_t* const stats_there = barriers + 2;
-  std::uint64_t* const candidates_there = barriers + 3;
-  std::uint64_t* const sums_there = barriers + 4;
+  std::uint64_t* const sums_there = barriers + 3;        // in block 0
+  std::uint64_t* const candidates_there = barriers + 4;  // in block 0
   // Read by one warp and passed on: a word that every warp of the card asks for at once comes late.
-  __shared__ std::int32_t guess[kPositionWords], now[kPositionWords];
+  __shared__ std::int32_t guess[kWords], now[kWords];
   __shared__ int expected_rows;
+  __shared__ bool guessed_wrong;
   const int kv_head = blockIdx.y, sequence = blockIdx.z, split = blockIdx.x, splits = gridDim.x;
   const int group_size = q.heads / k_new.heads, tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
   const bool scored = state.score != nullptr, merges = split == 0, keeps_books = warp == kWarps;
+  const bool own_keys = scored && policy.granularity == h2o_granularity::per_head;
   const layout at{group_size, splits, cache.capacity, scored ? policy.evict_every : 1};
   const std::int64_t row = std::int64_t{sequence} * cache.kv_heads + kv_head;
   const std::int64_t slots = row * cache.capacity;
   const int begin = split * kSplitSlots;
   T* const k_split = cache.k + (slots + begin) * HeadDim;
   T* const v_split = cache.v + (slots + begin) * HeadDim;
-  const auto rows_from = [&](int first, int tokens) {
-    return min(max(min(tokens + 1, cache.capacity) - first, 0), kSplitSlots);
+  const auto rows_of = [&](int tokens) {
+    return min(max(min(tokens + 1, cache.capacity) - begin, 0), kSplitSlots);
   };
   const auto request = [&](int first, int rows) {
     bulk_copy_rows<layout::kRowBytes, layout::kPitch>(shared + at.keys(), k_split, first, rows,
@@ -82,28 +83,49 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
   const std::int32_t* const word_of_lane = lane == kLength ? state.length + sequence
                                            : lane == kStep ? state.step + sequence
                                                            : state.free_slot + row;
-  int expected = 0;  // rows that this warp has asked for
+  auto* const query = reinterpret_cast<T*>(shared + at.query());
+  auto* const fresh_key = reinterpret_cast<T*>(shared + at.fresh());
+  T* const fresh_value = fresh_key + HeadDim;
+  auto* const p = reinterpret_cast<float*>(shared + at.p());
+  auto* const maxima = reinterpret_cast<float*>(shared + at.maxima());
+  auto* const stats = reinterpret_cast<chunk_stat*>(shared + at.stats());
+  auto* const weights = reinterpret_cast<float*>(shared + at.weights());
+  auto* const candidate_keys = reinterpret_cast<unsigned long long*>(shared + at.candidate_keys());
+  auto* const candidate_slots = reinterpret_cast<int*>(shared + at.candidate_slots());
+  auto* const sums = reinterpret_cast<float*>(shared + at.sums());
+
+  // What is small goes first: among many it would wait behind the copies.
+  if (scored && !keeps_books && tid < kSplitSlots / 32 && begin + tid * 32 < cache.capacity) {
+    prefetch_l2(state.score + slots + begin + tid * 32);  // a line of each
+    prefetch_l2(state.position + slots + begin + tid * 32);
+  }
+  int expected = 0;          // rows that this warp has asked for
+  std::int32_t guessed = 0;  // a word per lane
   if (keeps_books) {
     if (lane == 0) {
       mbarrier_init(keys_there, 1);
       mbarrier_init(values_there, 1);
       mbarrier_init(stats_there, 1 + kWarps);
+      mbarrier_init(sums_there, 2);
       mbarrier_init(candidates_there, 1);
-      mbarrier_init(sums_there, 1);
       mbarrier_init_fence();
       mbarrier_arrive_expect(stats_there, sizeof(chunk_stat) * kSplitChunks * splits * group_size);
-      mbarrier_arrive_expect(candidates_there, sizeof(unsigned long long) * splits);
       mbarrier_arrive_expect(sums_there, sizeof(float) * HeadDim * splits * group_size);
+      mbarrier_arrive_expect(candidates_there,
+                             (sizeof(*candidate_keys) + sizeof(*candidate_slots)) * splits);
     }
     __syncwarp();
     if constexpr (Resident) {
-      // A hint: the kernels ahead may be about to change it.
-      const std::int32_t word = lane < kPositionWords ? __ldcg(word_of_lane) : 0;
-      if (lane < kPositionWords) guess[lane] = word;
-      expected = rows_from(begin, __shfl_sync(0xffffffffu, word, kLength));
+      // A guess: the kernels ahead may be about to change it.
+      if (lane < kWords) guess[lane] = guessed = __ldcg(word_of_lane);
+      expected = rows_of(__shfl_sync(0xffffffffu, guessed, kLength));
     } else if (scored || early) {
       // A cache with a budget is full but for its beginnings: worth no wait for the length.
-      expected = rows_from(begin, scored ? cache.capacity : __ldcg(state.length + sequence));
+      expected = rows_of(scored ? cache.capacity : __ldcg(state.length + sequence));
+    }
+    if (lane == 0) {
+      expected_rows = expected;
+      guessed_wrong = false;
     }
     if (early) {
       request(0, expected);
@@ -111,26 +133,67 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
       bulk_prefetch(k_split, expected * layout::kRowBytes);
       bulk_prefetch(v_split, expected * layout::kRowBytes);
     }
-  } else if (Resident && scored && tid < kSplitSlots / 32 && begin + tid * 32 < cache.capacity) {
-    prefetch_l2(state.score + slots + begin + tid * 32);  // a line of each
-    prefetch_l2(state.position + slots + begin + tid * 32);
   }
   const T* const q_heads =
       q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride;
   const T* const key = k_new.data + sequence * k_new.batch_stride + kv_head * k_new.head_stride;
   const T* const value = v_new.data + sequence * v_new.batch_stride + kv_head * v_new.head_stride;
   element_rotation rotation(rotary, min(tid, HeadDim - 1));
-  // Parameters come through a cache that is cold at every launch: not when they are first needed.
-  asm volatile("" ::"l"(out.data), "l"(out.batch_stride), "l"(out.head_stride),
-               "l"(state.capacity_of), "r"(policy.sinks), "r"(policy.heavy), "r"(policy.recent),
-               "r"(policy.evict_every), "r"(static_cast<int>(policy.granularity)), "f"(scale_log2));
+  const T* const q_own_at = q_heads + tid;
+  const T* const q_partner_at = q_heads + rotation.partner();
+  const T* const key_own_at = key + tid;
+  const T* const key_partner_at = key + rotation.partner();
+  const T* const value_at = value + tid;
+  const int elements = group_size * HeadDim;  // of the output
+  const auto output_at = [&](int i) {
+    return out.data + sequence * out.batch_stride +
+           (kv_head * group_size + i / HeadDim) * out.head_stride + i % HeadDim;
+  };
+  T* const first_output = output_at(tid);
+  split_books books(state.score + slots, state.position + slots, begin);
+  if constexpr (Resident) {
+    // Addresses, and the parameters behind them, which come through a cache that is cold at every
+    // launch: not when they are first needed.
+    asm volatile("" ::"l"(q_own_at), "l"(q_partner_at), "l"(key_own_at), "l"(key_partner_at),
+                 "l"(value_at), "l"(first_output), "l"(word_of_lane));
+    asm volatile("" ::"l"(state.capacity_of), "r"(policy.sinks), "r"(policy.heavy),
+                 "r"(policy.recent), "r"(policy.evict_every), "f"(scale_log2), "r"(group_size));
+  }
   cluster_arrive_relaxed();
-  int turned = 0;  // the position that the rotation is made for
+
+  const auto chunk_of = [&](int i) { return warp + i * kWarps; };
+  chunk_rows<HeadDim> keys, values;
+  const auto load_keys = [&](int i, int fresh_row) {
+    keys.load_keys(shared + at.keys() + chunk_of(i) * layout::kChunkBytes, layout::kPitch,
+                   fresh_row - chunk_of(i) * kChunkSlots, fresh_key);
+  };
+  const auto load_values = [&](int i, int fresh_row, int rows) {
+    const int first = chunk_of(i) * kChunkSlots;
+    values.load_values(shared + at.values() + chunk_of(i) * layout::kChunkBytes, layout::kPitch,
+                       fresh_row - first, fresh_value, rows - first);
+  };
+  // Where the sequence stands, and what follows from it.
+  int step = 0, live = 0, fresh = 0, fresh_row = 0, rows = 0;
+  const auto stand_at = [&](const std::int32_t* words) {
+    step = words[kStep];
+    live = min(words[kLength] + 1, cache.capacity);
+    fresh = min(max(words[kFreeSlot], 0), live - 1);
+    fresh_row = fresh - begin;
+    rows = rows_of(words[kLength]);
+    rotation.set_position(step);
+  };
+  bool loaded = false;  // keys and values are in registers
   if constexpr (Resident) {
     __syncthreads();
-    turned = guess[kStep];
-    rotation.set_position(turned);
+    stand_at(guess);
     cluster_wait();  // the others have started and made their barriers
+    if (early && !keeps_books) {
+      mbarrier_wait(keys_there, 0);
+      load_keys(0, -1);
+      mbarrier_wait(values_there, 0);
+      load_values(0, -1, rows);
+      loaded = fresh_row < warp * kChunkSlots || fresh_row >= (warp + 1) * kChunkSlots;
+    }
   }
   wait_for_earlier_kernels();
   // Not earlier: the kernel after the next one would take its place on the SMs too, and leave the
@@ -141,107 +204,56 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
   float q_own = 0.0f, q_partner = 0.0f, key_own = 0.0f, key_partner = 0.0f;
   T new_value{};
   if (tid < HeadDim) {
-    q_own = to_float(q_heads[tid]);
-    q_partner = to_float(q_heads[rotation.partner()]);
-    key_own = to_float(key[tid]);
-    key_partner = to_float(key[rotation.partner()]);
-    new_value = value[tid];
+    q_own = to_float(*q_own_at);
+    q_partner = to_float(*q_partner_at);
+    key_own = to_float(*key_own_at);
+    key_partner = to_float(*key_partner_at);
+    new_value = *value_at;
   }
-  split_books books(begin);
   if (keeps_books) {
-    std::int32_t word = 0;
-    if (lane < kPositionWords) word = __ldcg(word_of_lane);
+    const std::int32_t word = lane < kWords ? __ldcg(word_of_lane) : 0;
+    if (scored) books.load(cache.capacity);
     if (!early) {
-      if (!Resident && !scored) {
-        expected = rows_from(begin, __shfl_sync(0xffffffffu, word, kLength));
-      }
+      if (!Resident && !scored) expected = rows_of(__shfl_sync(0xffffffffu, word, kLength));
       request(0, expected);
+      if (lane == 0) expected_rows = expected;
     }
-    if (scored) books.load(state.score + slots, state.position + slots, cache.capacity);
-    if (lane < kPositionWords) now[lane] = word;
-    if (lane == 0) expected_rows = expected;
+    if (lane < kWords) now[lane] = word;
+    if (Resident && word != guessed) guessed_wrong = true;
   }
-  const auto chunk_of = [&](int i) { return warp + i * kWarps; };
-  const auto tile_of = [&](int tile, int i) {
-    return shared + tile + chunk_of(i) * layout::kChunkBytes;
+  const auto rotate = [&] {
+    if (tid >= HeadDim) return;
+    // Not contracted, as that could differ from kernel to kernel.
+    store_query<T, HeadDim>(query, 0, tid, __fmul_rn(rotation(q_own, q_partner), scale_log2));
+    fresh_key[tid] = from_float<T>(rotation(key_own, key_partner));
+    fresh_value[tid] = new_value;
+#pragma unroll 1
+    for (int h = 1; h < group_size; ++h) {
+      const float own = to_float(q_own_at[h * q.head_stride]);
+      const float partner = to_float(q_partner_at[h * q.head_stride]);
+      store_query<T, HeadDim>(query, h, tid, __fmul_rn(rotation(own, partner), scale_log2));
+    }
   };
-  chunk_rows<HeadDim> keys, values;
-  const auto load_keys = [&](int i, int fresh_row, const T* fresh_key) {
-    keys.load_keys(tile_of(at.keys(), i), layout::kPitch, fresh_row - chunk_of(i) * kChunkSlots,
-                   fresh_key);
-  };
-  const auto load_values = [&](int i, int fresh_row, const T* fresh_value, int rows) {
-    const int first = chunk_of(i) * kChunkSlots;
-    values.load_values(tile_of(at.values(), i), layout::kPitch, fresh_row - first, fresh_value,
-                       rows - first);
-  };
-  const bool loads_early = Resident && early;
-  if (loads_early && !keeps_books) {  // while the query is on its way
-    mbarrier_wait(keys_there, 0);
-    load_keys(0, -1, nullptr);
-    mbarrier_wait(values_there, 0);
-    load_values(0, -1, nullptr, rows_from(begin, guess[kLength]));
-  }
-
-  auto* const query = reinterpret_cast<T*>(shared + at.query());
-  auto* const fresh_key = reinterpret_cast<T*>(shared + at.fresh());
-  T* const fresh_value = fresh_key + HeadDim;
   if constexpr (!Resident) {
     cluster_wait();
     __syncthreads();
-    turned = now[kStep];
-    rotation.set_position(turned);
+    stand_at(now);
   }
-  for (;;) {
-    if (tid < HeadDim) {
-      // Not contracted, as that could differ from kernel to kernel.
-      store_query<T, HeadDim>(query, 0, tid, __fmul_rn(rotation(q_own, q_partner), scale_log2));
-      fresh_key[tid] = from_float<T>(rotation(key_own, key_partner));
-      fresh_value[tid] = new_value;
-#pragma unroll 1
-      for (int h = 1; h < group_size; ++h) {
-        const T* other = q_heads + h * q.head_stride;
-        store_query<T, HeadDim>(
-            query, h, tid,
-            __fmul_rn(rotation(to_float(other[tid]), to_float(other[rotation.partner()])),
-                      scale_log2));
-      }
-    }
-    __syncthreads();  // where the sequence stands, the query and the fresh row
-    if (turned == now[kStep]) break;
-    turned = now[kStep];  // the guess was wrong
-    rotation.set_position(turned);
+  rotate();
+  __syncthreads();  // the query and the fresh row
+  if (Resident && __builtin_expect(guessed_wrong, false)) {
+    stand_at(now);
+    rotate();
+    loaded = false;
+    __syncthreads();
   }
-
-  const int live = min(now[kLength] + 1, cache.capacity);
-  const int fresh = min(max(now[kFreeSlot], 0), live - 1), fresh_row = fresh - begin;
-  const int rows = rows_from(begin, now[kLength]);
   std::uint32_t parity = 0;
-  if (rows > expected_rows) {  // a sequence that has grown, or changed, since the guess
+  if (__builtin_expect(rows > expected_rows, false)) {  // grown, or changed, since the guess
     mbarrier_wait(keys_there, 0);
     mbarrier_wait(values_there, 0);
     if (keeps_books) request(expected_rows, rows - expected_rows);
     parity = 1;
   }
-  auto* const p = reinterpret_cast<float*>(shared + at.p());
-  auto* const weights = reinterpret_cast<float*>(shared + at.weights());
-  auto* const stats = reinterpret_cast<chunk_stat*>(shared + at.stats());
-  auto* const sums = reinterpret_cast<float*>(shared + at.sums());
-  const auto outputs_of = [&](int chunk) {  // where its keys were
-    return reinterpret_cast<float*>(shared + at.keys() + chunk * layout::kChunkBytes);
-  };
-  const auto bookkeeping = [&] {
-    return h2o_bookkeeping{state.score + slots,
-                           state.position + slots,
-                           state.free_slot + row,
-                           cache.k + slots * HeadDim,
-                           cache.v + slots * HeadDim,
-                           HeadDim / 8,
-                           turned,
-                           live,
-                           sequence_policy(policy, state.capacity_of, sequence)};
-  };
-  const bool own_keys = scored && policy.granularity == h2o_granularity::per_head;
 
   if (keeps_books) {
     if (fresh_row >= 0 && fresh_row < rows) {
@@ -252,85 +264,105 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
             reinterpret_cast<const uint4*>(fresh_value)[i];
       }
     }
+    h2o_bookkeeping head{state.score + slots,
+                         state.position + slots,
+                         state.free_slot + row,
+                         nullptr,
+                         nullptr,
+                         0,
+                         step,
+                         live,
+                         policy};
+    if (scored) {
+      head.policy = sequence_policy(policy, state.capacity_of, sequence);
+      books.enter(fresh, step);
+    } else if (merges && lane == 0) {
+      head.position[fresh] = step;
+    }
+    const bool evicts = own_keys && policy.evict_every == 1 && head.full();
+    if (merges && lane == 0 && (!scored || (own_keys && !head.full()))) *head.free_slot = live;
     mbarrier_wait(stats_there, 0);
-    const int chunks = splits * kSplitChunks;
 #pragma unroll 1
     for (int h = 0; h < group_size; ++h) {
-      merge_chunks(stats + h * chunks, splits, split, weights + h * kSplitChunks);
+      const chunk_merge merge(stats + h * splits * kSplitChunks, splits);
+      if (scored) books.add(p + h * kSplitSlots, merge, split);
+      if (merges) merge.of_splits(splits, weights + h * splits);
     }
-    named_barrier_arrive(kWeightsBarrier, kThreads);
-    if (!scored) {
-      if (merges && lane == 0) {
-        state.position[slots + fresh] = turned;
-        state.free_slot[row] = live;
+    __syncwarp();
+    if (merges && lane == 0) mbarrier_arrive(sums_there);
+    if (evicts) {
+      split_candidate candidate;
+      const bool holds = books.choose(head, candidate);
+      if (holds) {
+        remote_array(candidate_keys, candidates_there, 0).send(split, candidate.key);
+        remote_array(candidate_slots, candidates_there, 0).send(split, candidate.slot);
       }
-    } else {
-      __syncwarp();
-      const h2o_bookkeeping head = bookkeeping();
-      const bool evicts = own_keys && policy.evict_every == 1 && head.full();
-      books.account(head, fresh, p, weights, group_size, evicts);
-      if (evicts) {
-        books.evict(head, split, splits,
-                    reinterpret_cast<unsigned long long*>(shared + at.candidates()),
-                    candidates_there);
-      } else if (own_keys && policy.evict_every == 1 && merges && lane == 0) {
-        *head.free_slot = live;
+      books.store(live, fresh, holds && candidate.key != kNoVictim ? candidate.slot : -1);
+      if (merges) {
+        mbarrier_wait(candidates_there, 0);
+        evict_candidate(head, candidate_keys, candidate_slots, splits);
       }
+    } else if (scored) {
+      books.store(live, fresh);
     }
   } else {
     const int head = lane / 4, t = lane % 4;
+    const auto outputs_of = [&](int chunk) {  // where its keys were
+      return reinterpret_cast<float*>(shared + at.keys() + chunk * layout::kChunkBytes);
+    };
     chunk_softmax<T> softmax[kChunks];
-    if (!loads_early || parity > 0) mbarrier_wait(keys_there, parity);
+    if (!loaded) mbarrier_wait(keys_there, parity);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
+      if (!loaded) load_keys(i, fresh_row);
       const int first = chunk_of(i) * kChunkSlots;
-      if (!loads_early || rows != expected_rows || fresh_row / kChunkSlots == chunk_of(i)) {
-        load_keys(i, fresh_row, fresh_key);
-      }
       softmax[i].compute(query, group_size, keys, rows - first);
-      if (head < group_size) {
-        const int stat = (head * splits + split) * kSplitChunks + chunk_of(i);
-        for (int rank = t; rank < splits; rank += 4) {
-          remote_array(stats, stats_there, rank).send(stat, {softmax[i].maximum, softmax[i].sum});
-        }
-        if (scored) {
-          auto* const p_of_lane = reinterpret_cast<float2*>(p + head * kSplitSlots + first) + t;
-          p_of_lane[0] = make_float2(softmax[i].p[0], softmax[i].p[1]);
-          p_of_lane[kChunkSlots / 4] = make_float2(softmax[i].p[2], softmax[i].p[3]);
-        }
-      }
+      if (head >= group_size) continue;
+      const int stat = (head * splits + split) * kSplitChunks + chunk_of(i);
+      const chunk_stat own{softmax[i].maximum, softmax[i].sum};
+      if (t < splits) remote_array(stats, stats_there, t).send(stat, own);
+      if (t + 4 < splits) remote_array(stats, stats_there, t + 4).send(stat, own);
+      auto* const p_of_lane = reinterpret_cast<float2*>(p + head * kSplitSlots + first) + t;
+      p_of_lane[0] = make_float2(softmax[i].p[0], softmax[i].p[1]);
+      p_of_lane[kChunkSlots / 4] = make_float2(softmax[i].p[2], softmax[i].p[3]);
+      if (t == 0) maxima[head * kSplitChunks + chunk_of(i)] = own.maximum;
     }
     __syncwarp();
     if (lane == 0) mbarrier_arrive(stats_there);  // this warp's exponentials are there
-    if (!loads_early || parity > 0) mbarrier_wait(values_there, parity);
+    if (!loaded) mbarrier_wait(values_there, parity);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      if (!loads_early || rows != expected_rows || fresh_row / kChunkSlots == chunk_of(i)) {
-        load_values(i, fresh_row, fresh_value, rows);
-      }
+      if (!loaded) load_values(i, fresh_row, rows);
       softmax[i].weigh(values, group_size, outputs_of(chunk_of(i)));
     }
-    named_barrier(kWeightsBarrier, kThreads);
+    named_barrier(kAttendBarrier, kAttendThreads);
     const remote_array<float> sums_to_merge(sums, sums_there, 0);
-    const int elements = group_size * HeadDim;
 #pragma unroll 1
     for (int i = tid; i < elements; i += kAttendThreads) {
-      const float* const weight = weights + i / HeadDim * kSplitChunks;
-      float sum = 0.0f;
+      const float* const maximum_of = maxima + i / HeadDim * kSplitChunks;
+      float maximum = -INFINITY, sum = 0.0f;
 #pragma unroll
-      for (int c = 0; c < kSplitChunks; ++c) sum = fmaf(weight[c], outputs_of(c)[i], sum);
+      for (int c = 0; c < kSplitChunks; ++c) maximum = fmaxf(maximum, maximum_of[c]);
+#pragma unroll
+      for (int c = 0; c < kSplitChunks; ++c) {
+        // An empty chunk has no maximum to compare.
+        const float weight = maximum_of[c] == -INFINITY ? 0.0f : fast_exp2(maximum_of[c] - maximum);
+        sum = fmaf(weight, outputs_of(c)[i], sum);
+      }
       sums_to_merge.send(split * elements + i, sum);
     }
-    if (merges) {
+    if (merges && tid < elements) {
       mbarrier_wait(sums_there, 0);
-      T* const output =
-          out.data + sequence * out.batch_stride + kv_head * group_size * out.head_stride;
-#pragma unroll 1
-      for (int i = tid; i < elements; i += kAttendThreads) {
-        float sum = sums[i];
-#pragma unroll 4
-        for (int s = 1; s < splits; ++s) sum += sums[s * elements + i];
-        output[i / HeadDim * out.head_stride + i % HeadDim] = from_float<T>(sum);
+      T* to = Resident ? first_output : output_at(tid);
+      for (int i = tid;;) {
+        const float* const weight = weights + i / HeadDim * splits;
+        float sum = 0.0f;
+#pragma unroll 2
+        for (int s = 0; s < splits; ++s) sum = fmaf(weight[s], sums[s * elements + i], sum);
+        *to = from_float<T>(sum);
+        i += kAttendThreads;
+        if (i >= elements) break;
+        to = output_at(i);
       }
     }
   }
@@ -338,7 +370,15 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
     cluster_arrive();  // all scores are there, and the fresh row, which may move
     cluster_wait();
     if (!merges || tid >= kClusterEvictThreads) return;
-    const h2o_bookkeeping head = bookkeeping();
+    const h2o_bookkeeping head{state.score + slots,
+                               state.position + slots,
+                               state.free_slot + row,
+                               cache.k + slots * HeadDim,
+                               cache.v + slots * HeadDim,
+                               HeadDim / 8,
+                               step,
+                               live,
+                               sequence_policy(policy, state.capacity_of, sequence)};
     const auto score_of = [&](int slot) { return head.score[slot]; };
     h2o_candidate candidate;
     if (head.full()) candidate = thread_candidate<kClusterEvictThreads>(head, score_of);

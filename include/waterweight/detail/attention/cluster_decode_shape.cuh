@@ -20,7 +20,8 @@ inline constexpr int kClusterEvictThreads = 128;
 /// Whether the kernel takes the cache, and into how many blocks it divides a head: a function of
 /// the cache alone, as in decode_splits.
 WATERWEIGHT_HOST_DEVICE constexpr int cluster_splits(int capacity) {
-  return (capacity + kSplitSlots - 1) / kSplitSlots;
+  const int needed = (capacity + kSplitSlots - 1) / kSplitSlots;
+  return needed < 2 ? 2 : needed;  // a cluster
 }
 WATERWEIGHT_HOST_DEVICE constexpr bool cluster_takes(int capacity, int group_size) {
   return cluster_splits(capacity) <= kMaxClusterSplits && group_size <= kChunkHeads;
@@ -48,22 +49,28 @@ struct cluster_decode_shape {
     return values() + kSplitChunks * kChunkBytes;
   }
   WATERWEIGHT_HOST_DEVICE constexpr int query() const { return fresh() + 2 * kRowBytes; }
-  /// The block's own: [group_size, kSplitSlots] exponentials and [group_size, kSplitChunks]
-  /// weights.
+  /// The block's own: [group_size, kSplitSlots] exponentials, [group_size, kSplitChunks] maxima.
   WATERWEIGHT_HOST_DEVICE constexpr int p() const { return query() + 4 * HeadDim * group_size; }
-  WATERWEIGHT_HOST_DEVICE constexpr int weights() const {
+  WATERWEIGHT_HOST_DEVICE constexpr int maxima() const {
     return p() + 4 * kSplitSlots * group_size;
   }
-  /// Of all blocks: [group_size, splits * kSplitChunks] chunk_stat, [splits] candidates.
+  /// Of all blocks: [group_size, splits * kSplitChunks] chunk_stat.
   WATERWEIGHT_HOST_DEVICE constexpr int stats() const {
-    return weights() + 4 * kSplitChunks * group_size;
+    return maxima() + 4 * kSplitChunks * group_size;
   }
-  WATERWEIGHT_HOST_DEVICE constexpr int candidates() const {
+  /// What the merging block makes and receives: [group_size, splits] weights, [splits] candidates'
+  /// keys, [splits] their slots, [splits, group_size, HeadDim] outputs.
+  WATERWEIGHT_HOST_DEVICE constexpr int weights() const {
     return stats() + 8 * kSplitChunks * splits * group_size;
   }
-  /// What the merging block receives: [splits, group_size, HeadDim].
+  WATERWEIGHT_HOST_DEVICE constexpr int candidate_keys() const {
+    return weights() + (4 * splits * group_size + 15) / 16 * 16;
+  }
+  WATERWEIGHT_HOST_DEVICE constexpr int candidate_slots() const {
+    return candidate_keys() + 8 * kMaxClusterSplits;
+  }
   WATERWEIGHT_HOST_DEVICE constexpr int sums() const {
-    return candidates() + (8 * splits + 15) / 16 * 16;
+    return candidate_slots() + 4 * kMaxClusterSplits;
   }
   WATERWEIGHT_HOST_DEVICE constexpr int bytes() const {
     const int step = sums() + 4 * HeadDim * group_size * splits;
