@@ -86,15 +86,27 @@ class split_books {
 
   /// The split from slot `begin` of the head whose scores and positions these are.
   __device__ __forceinline__ split_books(float* score, std::int32_t* position, int begin)
-      : begin_(begin), score_at_(score), position_at_(position) {}
+      : first_(begin + static_cast<int>(threadIdx.x % 32)),
+        score_at_(score + first_),
+        position_at_(position + first_) {}
+
+  /// Asks for scores and positions to be brought into L2.
+  __device__ __forceinline__ void prefetch(int capacity) const {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (slot(i) >= capacity) break;
+      prefetch_l2(score_at_ + 32 * i);
+      prefetch_l2(position_at_ + 32 * i);
+    }
+  }
 
   /// Requests scores and positions as the last token left them.
   __device__ __forceinline__ void load(int capacity) {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       const bool exists = slot(i) < capacity;
-      score_[i] = exists ? __ldcg(score_at_ + slot(i)) : 0.0f;
-      position_[i] = exists ? __ldcg(position_at_ + slot(i)) : -1;
+      score_[i] = exists ? __ldcg(score_at_ + 32 * i) : 0.0f;
+      position_[i] = exists ? __ldcg(position_at_ + 32 * i) : -1;
     }
   }
 
@@ -152,17 +164,15 @@ class split_books {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       if (slot(i) >= live || slot(i) == but) continue;
-      score_at_[slot(i)] = score_[i];
-      if (slot(i) == fresh) position_at_[fresh] = position_[i];
+      score_at_[32 * i] = score_[i];
+      if (slot(i) == fresh) position_at_[32 * i] = position_[i];
     }
   }
 
  private:
-  __device__ __forceinline__ int slot(int i) const {
-    return begin_ + i * 32 + static_cast<int>(threadIdx.x % 32);
-  }
+  __device__ __forceinline__ int slot(int i) const { return first_ + 32 * i; }
 
-  int begin_;
+  int first_;  ///< slot of this lane
   float* score_at_;
   std::int32_t* position_at_;
   float score_[kSlots];

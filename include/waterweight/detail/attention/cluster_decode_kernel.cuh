@@ -94,11 +94,9 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
   auto* const candidate_slots = reinterpret_cast<int*>(shared + at.candidate_slots());
   auto* const sums = reinterpret_cast<float*>(shared + at.sums());
 
-  // What is small goes first: among many it would wait behind the copies.
-  if (scored && !keeps_books && tid < kSplitSlots / 32 && begin + tid * 32 < cache.capacity) {
-    prefetch_l2(state.score + slots + begin + tid * 32);  // a line of each
-    prefetch_l2(state.position + slots + begin + tid * 32);
-  }
+  split_books books(state.score + slots, state.position + slots, begin);
+  // What is small goes first: it would wait behind the copies.
+  if (scored && warp == 0) books.prefetch(cache.capacity);
   int expected = 0;          // rows that this warp has asked for
   std::int32_t guessed = 0;  // a word per lane
   if (keeps_books) {
@@ -109,29 +107,31 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
       mbarrier_init(sums_there, 2);
       mbarrier_init(candidates_there, 1);
       mbarrier_init_fence();
-      mbarrier_arrive_expect(stats_there, sizeof(chunk_stat) * kSplitChunks * splits * group_size);
-      mbarrier_arrive_expect(sums_there, sizeof(float) * HeadDim * splits * group_size);
-      mbarrier_arrive_expect(candidates_there,
-                             (sizeof(*candidate_keys) + sizeof(*candidate_slots)) * splits);
     }
     __syncwarp();
-    if constexpr (Resident) {
-      // A guess: the kernels ahead may be about to change it.
-      if (lane < kWords) guess[lane] = guessed = __ldcg(word_of_lane);
-      expected = rows_of(__shfl_sync(0xffffffffu, guessed, kLength));
-    } else if (scored || early) {
+    // A guess: the kernels ahead may be about to change it.
+    if (Resident && lane < kWords) guessed = __ldcg(word_of_lane);
+    if (scored) {
       // A cache with a budget is full but for its beginnings: worth no wait for the length.
-      expected = rows_of(scored ? cache.capacity : __ldcg(state.length + sequence));
-    }
-    if (lane == 0) {
-      expected_rows = expected;
-      guessed_wrong = false;
+      expected = rows_of(cache.capacity);
+    } else if (Resident || early) {
+      expected = rows_of(Resident ? __shfl_sync(0xffffffffu, guessed, kLength)
+                                  : __ldcg(state.length + sequence));
     }
     if (early) {
       request(0, expected);
     } else if (Resident && lane == 0 && expected > 0) {
       bulk_prefetch(k_split, expected * layout::kRowBytes);
       bulk_prefetch(v_split, expected * layout::kRowBytes);
+    }
+    if (Resident && lane < kWords) guess[lane] = guessed;
+    if (lane == 0) {
+      expected_rows = expected;
+      guessed_wrong = false;
+      mbarrier_arrive_expect(stats_there, sizeof(chunk_stat) * kSplitChunks * splits * group_size);
+      mbarrier_arrive_expect(sums_there, sizeof(float) * HeadDim * splits * group_size);
+      mbarrier_arrive_expect(candidates_there,
+                             (sizeof(*candidate_keys) + sizeof(*candidate_slots)) * splits);
     }
   }
   const T* const q_heads =
@@ -150,14 +150,18 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
            (kv_head * group_size + i / HeadDim) * out.head_stride + i % HeadDim;
   };
   T* const first_output = output_at(tid);
-  split_books books(state.score + slots, state.position + slots, begin);
   if constexpr (Resident) {
-    // Addresses, and the parameters behind them, which come through a cache that is cold at every
-    // launch: not when they are first needed.
-    asm volatile("" ::"l"(q_own_at), "l"(q_partner_at), "l"(key_own_at), "l"(key_partner_at),
-                 "l"(value_at), "l"(first_output), "l"(word_of_lane));
+    // The addresses are needed now then, and not worked out later. What they hold is not read.
+    if (tid < HeadDim) {
+      prefetch_l2(q_own_at);
+      prefetch_l2(q_partner_at);
+      prefetch_l2(key_own_at);
+      prefetch_l2(key_partner_at);
+      prefetch_l2(value_at);
+    }
+    // Parameters come through a cache that is cold at every launch: not when they are first needed.
     asm volatile("" ::"l"(state.capacity_of), "r"(policy.sinks), "r"(policy.heavy),
-                 "r"(policy.recent), "r"(policy.evict_every), "f"(scale_log2), "r"(group_size));
+                 "r"(policy.recent), "r"(policy.evict_every), "f"(scale_log2), "l"(first_output));
   }
   cluster_arrive_relaxed();
 
@@ -187,12 +191,12 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
     __syncthreads();
     stand_at(guess);
     cluster_wait();  // the others have started and made their barriers
-    if (early && !keeps_books) {
-      mbarrier_wait(keys_there, 0);
+    const bool has_fresh = fresh_row >= warp * kChunkSlots && fresh_row < (warp + 1) * kChunkSlots;
+    if (early && !keeps_books && !has_fresh && mbarrier_done(keys_there, 0) &&
+        mbarrier_done(values_there, 0)) {
       load_keys(0, -1);
-      mbarrier_wait(values_there, 0);
       load_values(0, -1, rows);
-      loaded = fresh_row < warp * kChunkSlots || fresh_row >= (warp + 1) * kChunkSlots;
+      loaded = true;
     }
   }
   wait_for_earlier_kernels();

@@ -33,8 +33,8 @@ struct split_pair {
 /// 4 lanes] of 16 bytes. Element d as T, and the rest of it two elements further.
 template <class T, int HeadDim>
 __device__ __forceinline__ void store_query(T* query, int head, int d, float x) {
-  const int k = d % 16;
-  T* const to = query + head * 2 * HeadDim + d / 16 * 32 + k % 8 / 2 * 8 + k / 8 * 4 + k % 2;
+  const unsigned k = static_cast<unsigned>(d) % 16;
+  T* const to = query + head * 2 * HeadDim + d / 16u * 32 + k % 8 / 2 * 8 + k / 8 * 4 + k % 2;
   const T high = from_float<T>(x);
   to[0] = high;
   to[2] = from_float<T>(x - to_float(high));
