@@ -61,22 +61,6 @@ __device__ __forceinline__ void mbarrier_wait([[maybe_unused]] std::uint64_t* ba
       : "memory");
 }
 
-/// Whether that phase has ended, and what the copies wrote is visible, without waiting.
-__device__ __forceinline__ bool mbarrier_done([[maybe_unused]] std::uint64_t* barrier,
-                                              [[maybe_unused]] std::uint32_t parity) {
-  std::uint32_t done = 0;
-  WATERWEIGHT_SM90_ASM_(
-      "{\n"
-      ".reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 /// Starts a copy of `bytes` (a multiple of 16, both addresses 16-byte aligned).
 __device__ __forceinline__ void bulk_copy([[maybe_unused]] void* shared,
                                           [[maybe_unused]] const void* global,

@@ -23,30 +23,30 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-/// Warps that attend, one or two chunks each; one more keeps the books.
-template <int HeadDim, bool Resident>
-inline constexpr int kClusterAttendWarps =
-    Resident || HeadDim > 128 ? kSplitChunks : kSplitChunks / 2;
-template <int HeadDim, bool Resident>
-inline constexpr int kClusterThreads = 32 * (kClusterAttendWarps<HeadDim, Resident> + 1);
+/// Warps that attend, two chunks each where that leaves a thread per element of a row; one more
+/// keeps the books. More warps would be faster on their own, but fewer could reside on an SM.
+template <int HeadDim>
+inline constexpr int kClusterAttendWarps = HeadDim > 128 ? kSplitChunks : kSplitChunks / 2;
+template <int HeadDim>
+inline constexpr int kClusterThreads = 32 * (kClusterAttendWarps<HeadDim> + 1);
 
 /// Cluster of gridDim.x blocks = the splits of KV head blockIdx.y of sequence blockIdx.z. Split s
 /// is slots [s * kSplitSlots, (s + 1) * kSplitSlots) as far as they are live, so what it gives does
 /// not depend on the capacity. Block 0 merges the outputs.
-/// Resident: all blocks fit on the card at once, one of each step per SM, and so start before their
-/// turn. early: keys and values may then be read.
+/// Resident: all blocks fit on the card at once, those of the step before still running, and so
+/// start before their turn. early: keys and values may then be read.
 template <class T, int HeadDim, bool Resident>
-__global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 128 ? 1
-                                                                      : Resident
-                                                                          ? 2
-                                                                          : (HeadDim <= 96 ? 5 : 3))
+__global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
+                                                            : HeadDim > 96 ? 3
+                                                            : Resident     ? 4
+                                                                           : 5)
     cluster_decode_kernel(heads_view<const T> q, heads_view<const T> k_new,
                           heads_view<const T> v_new, rotary_view rotary, kv_cache_view<T> cache,
                           h2o_state_view state, h2o_policy policy, heads_view<T> out,
                           float scale_log2, bool early) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using layout = cluster_decode_shape<HeadDim>;
-  constexpr int kWarps = kClusterAttendWarps<HeadDim, Resident>, kAttendThreads = 32 * kWarps;
+  constexpr int kWarps = kClusterAttendWarps<HeadDim>, kAttendThreads = 32 * kWarps;
   constexpr int kChunks = kSplitChunks / kWarps;        // of a warp
   constexpr int kAttendBarrier = 1, kEvictBarrier = 2;  // 0 is everybody's
   enum { kLength, kStep, kFreeSlot, kWords };           // in the order of the lanes that read
@@ -165,17 +165,6 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
   }
   cluster_arrive_relaxed();
 
-  const auto chunk_of = [&](int i) { return warp + i * kWarps; };
-  chunk_rows<HeadDim> keys, values;
-  const auto load_keys = [&](int i, int fresh_row) {
-    keys.load_keys(shared + at.keys() + chunk_of(i) * layout::kChunkBytes, layout::kPitch,
-                   fresh_row - chunk_of(i) * kChunkSlots, fresh_key);
-  };
-  const auto load_values = [&](int i, int fresh_row, int rows) {
-    const int first = chunk_of(i) * kChunkSlots;
-    values.load_values(shared + at.values() + chunk_of(i) * layout::kChunkBytes, layout::kPitch,
-                       fresh_row - first, fresh_value, rows - first);
-  };
   // Where the sequence stands, and what follows from it.
   int step = 0, live = 0, fresh = 0, fresh_row = 0, rows = 0;
   const auto stand_at = [&](const std::int32_t* words) {
@@ -186,18 +175,10 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
     rows = rows_of(words[kLength]);
     rotation.set_position(step);
   };
-  bool loaded = false;  // keys and values are in registers
   if constexpr (Resident) {
     __syncthreads();
     stand_at(guess);
     cluster_wait();  // the others have started and made their barriers
-    const bool has_fresh = fresh_row >= warp * kChunkSlots && fresh_row < (warp + 1) * kChunkSlots;
-    if (early && !keeps_books && !has_fresh && mbarrier_done(keys_there, 0) &&
-        mbarrier_done(values_there, 0)) {
-      load_keys(0, -1);
-      load_values(0, -1, rows);
-      loaded = true;
-    }
   }
   wait_for_earlier_kernels();
   // Not earlier: the kernel after the next one would take its place on the SMs too, and leave the
@@ -248,7 +229,6 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
   if (Resident && __builtin_expect(guessed_wrong, false)) {
     stand_at(now);
     rotate();
-    loaded = false;
     __syncthreads();
   }
   std::uint32_t parity = 0;
@@ -311,15 +291,20 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
     }
   } else {
     const int head = lane / 4, t = lane % 4;
+    const auto chunk_of = [&](int i) { return warp + i * kWarps; };
+    const auto tile_of = [&](int tile, int i) {
+      return shared + tile + chunk_of(i) * layout::kChunkBytes;
+    };
     const auto outputs_of = [&](int chunk) {  // where its keys were
       return reinterpret_cast<float*>(shared + at.keys() + chunk * layout::kChunkBytes);
     };
     chunk_softmax<T> softmax[kChunks];
-    if (!loaded) mbarrier_wait(keys_there, parity);
+    mbarrier_wait(keys_there, parity);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      if (!loaded) load_keys(i, fresh_row);
       const int first = chunk_of(i) * kChunkSlots;
+      chunk_rows<HeadDim> keys;
+      keys.load_keys(tile_of(at.keys(), i), layout::kPitch, fresh_row - first, fresh_key);
       softmax[i].compute(query, group_size, keys, rows - first);
       if (head >= group_size) continue;
       const int stat = (head * splits + split) * kSplitChunks + chunk_of(i);
@@ -333,10 +318,13 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim, Resident>, HeadDim > 
     }
     __syncwarp();
     if (lane == 0) mbarrier_arrive(stats_there);  // this warp's exponentials are there
-    if (!loaded) mbarrier_wait(values_there, parity);
+    mbarrier_wait(values_there, parity);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      if (!loaded) load_values(i, fresh_row, rows);
+      const int first = chunk_of(i) * kChunkSlots;
+      chunk_rows<HeadDim> values;
+      values.load_values(tile_of(at.values(), i), layout::kPitch, fresh_row - first, fresh_value,
+                         rows - first);
       softmax[i].weigh(values, group_size, outputs_of(chunk_of(i)));
     }
     named_barrier(kAttendBarrier, kAttendThreads);

@@ -1,7 +1,6 @@
 // Host side of attention.cuh: checks and launches.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include <waterweight/detail/attention/cluster_decode_kernel.cuh>
@@ -135,19 +134,14 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
                       static_cast<unsigned>(cache.batch));
       const bool resident =
           std::int64_t{cluster.splits} * cache.kv_heads * cache.batch <= device.sm_count;
-      // Few blocks start before their turn, when those of the step before still run: one of each
-      // per SM, which taking a bit more than a third of the shared memory sees to.
-      const int least = resident ? device.max_shared_bytes / 3 + 1024 : 0;
-      const auto start = [&](auto kernel, int threads) {
-        return launch(kernel, grid, threads,
-                      static_cast<std::size_t>(std::max(cluster.bytes(), least)),
+      const auto start = [&](auto kernel) {
+        return launch(kernel, grid, kClusterThreads<kHeadDim>,
+                      static_cast<std::size_t>(cluster.bytes()),
                       launch_options{cluster.splits, true}, stream, q, k_new, v_new, rotary, cache,
                       state, policy, out, scale * kLog2E, early == early_read::cache);
       };
-      return resident
-                 ? start(cluster_decode_kernel<T, kHeadDim, true>, kClusterThreads<kHeadDim, true>)
-                 : start(cluster_decode_kernel<T, kHeadDim, false>,
-                         kClusterThreads<kHeadDim, false>);
+      return resident ? start(cluster_decode_kernel<T, kHeadDim, true>)
+                      : start(cluster_decode_kernel<T, kHeadDim, false>);
     }
     return launch(decode_kernel<T, kHeadDim>,
                   dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(cache.kv_heads),
