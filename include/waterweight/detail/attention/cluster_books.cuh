@@ -22,19 +22,20 @@ class chunk_merge {
   __device__ __forceinline__ chunk_merge(const chunk_stat* stats, int splits) {
     const int lane = threadIdx.x % 32, chunks = splits * kSplitChunks;
     const chunk_stat empty{-INFINITY, 0.0f};
-    low_ = lane < chunks ? stats[lane] : empty;
-    high_ = empty;  // chunks of large caches only; where they are empty they change no bit
-    if (chunks > 32 && lane + 32 < chunks) high_ = stats[lane + 32];
+    const chunk_stat low = lane < chunks ? stats[lane] : empty;
+    chunk_stat high = empty;  // of large caches only; where it is empty it changes no bit
+    if (lane + 32 < chunks) high = stats[lane + 32];
     // Ordered as integers the maximum is one instruction; a NaN is below everything.
     maximum_ = from_ordered_score(
-        __reduce_max_sync(0xffffffffu, ordered_score(fmaxf(low_.maximum, high_.maximum))));
-    const float low = factor(low_.maximum), high = chunks > 32 ? factor(high_.maximum) : 0.0f;
-    float sum = fmaf(low_.sum, low, high_.sum * high);
+        __reduce_max_sync(0xffffffffu, ordered_score(fmaxf(low.maximum, high.maximum))));
+    low_weight_ = factor(low.maximum);
+    high_weight_ = factor(high.maximum);
+    float sum = fmaf(low.sum, low_weight_, high.sum * high_weight_);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
     inverse_sum_ = __fdividef(1.0f, sum);
-    low_weight_ = low * inverse_sum_;
-    high_weight_ = high * inverse_sum_;
+    low_weight_ *= inverse_sum_;
+    high_weight_ *= inverse_sum_;
   }
 
   /// The weight of chunk `chunk` of split `split`; only `chunk` may differ between lanes.
@@ -44,13 +45,16 @@ class chunk_merge {
   }
 
   /// weights[splits]: of what each split has put together relative to its own maximum.
-  __device__ __forceinline__ void of_splits(int splits, float* weights) const {
-    const int lane = threadIdx.x % 32, split = lane / kSplitChunks;
-    const float low = factor(split_maximum(low_.maximum)) * inverse_sum_;
-    const float high = factor(split_maximum(high_.maximum)) * inverse_sum_;
-    if (lane % kSplitChunks != 0) return;
-    if (split < splits) weights[split] = low;
-    if (split + kSplitsOfLanes < splits) weights[split + kSplitsOfLanes] = high;
+  __device__ __forceinline__ void of_splits(const chunk_stat* stats, int splits,
+                                            float* weights) const {
+    const int lane = threadIdx.x % 32;
+    if (lane >= splits) return;
+    float maximum = -INFINITY;
+#pragma unroll
+    for (int c = 0; c < kSplitChunks; ++c) {
+      maximum = fmaxf(maximum, stats[lane * kSplitChunks + c].maximum);
+    }
+    weights[lane] = factor(maximum) * inverse_sum_;
   }
 
  private:
@@ -60,15 +64,6 @@ class chunk_merge {
   __device__ __forceinline__ float factor(float maximum) const {
     return maximum == -INFINITY ? 0.0f : fast_exp2(maximum - maximum_);
   }
-  __device__ __forceinline__ static float split_maximum(float maximum) {
-#pragma unroll
-    for (int offset = 1; offset < kSplitChunks; offset *= 2) {
-      maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, offset));
-    }
-    return maximum;
-  }
-
-  chunk_stat low_, high_;
   float maximum_, inverse_sum_, low_weight_, high_weight_;
 };
 
@@ -110,13 +105,17 @@ class split_books {
     }
   }
 
-  /// Enters this token, which starts from nothing, into slot `fresh`.
-  __device__ __forceinline__ void enter(int fresh, int step) {
+  /// Enters this token, which starts from nothing, into slot `fresh`, and sees which slots are
+  /// neither sinks nor recent nor empty.
+  __device__ __forceinline__ void enter(const h2o_bookkeeping& head, int fresh) {
+    const int last = head.step - head.policy.recent;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      if (slot(i) != fresh) continue;
-      score_[i] = 0.0f;
-      position_[i] = step;
+      if (slot(i) == fresh) {
+        score_[i] = 0.0f;
+        position_[i] = head.step;
+      }
+      may_leave_[i] = position_[i] >= head.policy.sinks && position_[i] <= last;
     }
   }
 
@@ -130,16 +129,14 @@ class split_books {
     }
   }
 
-  /// The candidate of the split among slots that are neither sinks nor recent nor empty; the lane
-  /// that holds it (lane 0 if there is none) returns true.
-  __device__ __forceinline__ bool choose(const h2o_bookkeeping& head, split_candidate& candidate) {
+  /// The candidate of the split among the slots that may leave; the lane that holds it (lane 0 if
+  /// there is none) returns true.
+  __device__ __forceinline__ bool choose(split_candidate& candidate) const {
     constexpr std::uint32_t kNone = 0xffffffffu;
-    const int last = head.step - head.policy.recent;
     std::uint32_t order[kSlots], least = kNone;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      const bool may_leave = position_[i] >= head.policy.sinks && position_[i] <= last;
-      order[i] = may_leave ? ordered_score(score_[i]) : kNone;
+      order[i] = may_leave_[i] ? ordered_score(score_[i]) : kNone;
       least = min(least, order[i]);
     }
     least = __reduce_min_sync(0xffffffffu, least);
@@ -177,6 +174,7 @@ class split_books {
   std::int32_t* position_at_;
   float score_[kSlots];
   std::int32_t position_[kSlots];
+  bool may_leave_[kSlots];
 };
 
 /// The best of the splits' candidates leaves; the others get the score and the position that their

@@ -47,7 +47,6 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using layout = cluster_decode_shape<HeadDim>;
   constexpr int kWarps = kClusterAttendWarps<HeadDim>, kAttendThreads = 32 * kWarps;
-  constexpr int kChunks = kSplitChunks / kWarps;        // of a warp
   constexpr int kAttendBarrier = 1, kEvictBarrier = 2;  // 0 is everybody's
   enum { kLength, kStep, kFreeSlot, kWords };           // in the order of the lanes that read
   extern __shared__ __align__(16) std::byte shared[];
@@ -259,7 +258,7 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
                          policy};
     if (scored) {
       head.policy = sequence_policy(policy, state.capacity_of, sequence);
-      books.enter(fresh, step);
+      books.enter(head, fresh);
     } else if (merges && lane == 0) {
       head.position[fresh] = step;
     }
@@ -268,15 +267,16 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
     mbarrier_wait(stats_there, 0);
 #pragma unroll 1
     for (int h = 0; h < group_size; ++h) {
-      const chunk_merge merge(stats + h * splits * kSplitChunks, splits);
+      const chunk_stat* const of_head = stats + h * splits * kSplitChunks;
+      const chunk_merge merge(of_head, splits);
       if (scored) books.add(p + h * kSplitSlots, merge, split);
-      if (merges) merge.of_splits(splits, weights + h * splits);
+      if (merges) merge.of_splits(of_head, splits, weights + h * splits);
     }
     __syncwarp();
     if (merges && lane == 0) mbarrier_arrive(sums_there);
     if (evicts) {
       split_candidate candidate;
-      const bool holds = books.choose(head, candidate);
+      const bool holds = books.choose(candidate);
       if (holds) {
         remote_array(candidate_keys, candidates_there, 0).send(split, candidate.key);
         remote_array(candidate_slots, candidates_there, 0).send(split, candidate.slot);
@@ -291,41 +291,39 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
     }
   } else {
     const int head = lane / 4, t = lane % 4;
-    const auto chunk_of = [&](int i) { return warp + i * kWarps; };
-    const auto tile_of = [&](int tile, int i) {
-      return shared + tile + chunk_of(i) * layout::kChunkBytes;
+    const auto rows_in = [&](int tile, int chunk, const T* fresh_data) {
+      return chunk_rows{shared + tile + chunk * layout::kChunkBytes, layout::kPitch,
+                        fresh_row - chunk * kChunkSlots, fresh_data};
     };
     const auto outputs_of = [&](int chunk) {  // where its keys were
       return reinterpret_cast<float*>(shared + at.keys() + chunk * layout::kChunkBytes);
     };
-    chunk_softmax<T> softmax[kChunks];
     mbarrier_wait(keys_there, parity);
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int first = chunk_of(i) * kChunkSlots;
-      chunk_rows<HeadDim> keys;
-      keys.load_keys(tile_of(at.keys(), i), layout::kPitch, fresh_row - first, fresh_key);
-      softmax[i].compute(query, group_size, keys, rows - first);
-      if (head >= group_size) continue;
-      const int stat = (head * splits + split) * kSplitChunks + chunk_of(i);
-      const chunk_stat own{softmax[i].maximum, softmax[i].sum};
-      if (t < splits) remote_array(stats, stats_there, t).send(stat, own);
-      if (t + 4 < splits) remote_array(stats, stats_there, t + 4).send(stat, own);
-      auto* const p_of_lane = reinterpret_cast<float2*>(p + head * kSplitSlots + first) + t;
-      p_of_lane[0] = make_float2(softmax[i].p[0], softmax[i].p[1]);
-      p_of_lane[kChunkSlots / 4] = make_float2(softmax[i].p[2], softmax[i].p[3]);
-      if (t == 0) maxima[head * kSplitChunks + chunk_of(i)] = own.maximum;
+    // Both loops short, and the exponentials read again: what runs once per launch is fetched from
+    // afar, and there are no registers to keep more.
+#pragma unroll 1
+    for (int chunk = warp; chunk < kSplitChunks; chunk += kWarps) {
+      chunk_softmax<T> softmax;
+      softmax.template compute<HeadDim>(query, group_size, rows_in(at.keys(), chunk, fresh_key),
+                                        rows - chunk * kChunkSlots);
+      if (head < group_size) {
+        const int stat = (head * splits + split) * kSplitChunks + chunk;
+        const chunk_stat own{softmax.maximum, softmax.sum};
+        if (t < splits) remote_array(stats, stats_there, t).send(stat, own);
+        if (t + 4 < splits) remote_array(stats, stats_there, t + 4).send(stat, own);
+        softmax.store(p + head * kSplitSlots + chunk * kChunkSlots);
+        if (t == 0) maxima[head * kSplitChunks + chunk] = own.maximum;
+      }
+      __syncwarp();
     }
-    __syncwarp();
     if (lane == 0) mbarrier_arrive(stats_there);  // this warp's exponentials are there
     mbarrier_wait(values_there, parity);
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int first = chunk_of(i) * kChunkSlots;
-      chunk_rows<HeadDim> values;
-      values.load_values(tile_of(at.values(), i), layout::kPitch, fresh_row - first, fresh_value,
-                         rows - first);
-      softmax[i].weigh(values, group_size, outputs_of(chunk_of(i)));
+#pragma unroll 1
+    for (int chunk = warp; chunk < kSplitChunks; chunk += kWarps) {
+      chunk_softmax<T> softmax;
+      if (head < group_size) softmax.load(p + head * kSplitSlots + chunk * kChunkSlots);
+      softmax.template weigh<HeadDim>(rows_in(at.values(), chunk, fresh_value),
+                                      rows - chunk * kChunkSlots, group_size, outputs_of(chunk));
     }
     named_barrier(kAttendBarrier, kAttendThreads);
     const remote_array<float> sums_to_merge(sums, sums_there, 0);
@@ -362,14 +360,15 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
     cluster_arrive();  // all scores are there, and the fresh row, which may move
     cluster_wait();
     if (!merges || tid >= kClusterEvictThreads) return;
+    // Read again: there are no registers to keep it in while attending.
     const h2o_bookkeeping head{state.score + slots,
                                state.position + slots,
                                state.free_slot + row,
                                cache.k + slots * HeadDim,
                                cache.v + slots * HeadDim,
                                HeadDim / 8,
-                               step,
-                               live,
+                               now[kStep],
+                               min(now[kLength] + 1, cache.capacity),
                                sequence_policy(policy, state.capacity_of, sequence)};
     const auto score_of = [&](int slot) { return head.score[slot]; };
     h2o_candidate candidate;

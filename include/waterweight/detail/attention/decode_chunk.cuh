@@ -40,48 +40,27 @@ __device__ __forceinline__ void store_query(T* query, int head, int d, float x) 
   to[2] = from_float<T>(x - to_float(high));
 }
 
-/// The keys or the values of a chunk as B, for every 16 elements of head_dim two n8 tiles.
-template <int HeadDim>
+/// The rows of a chunk in shared memory, `pitch` bytes apart; row `fresh` (if in 0 ... 15) lies at
+/// `fresh_row` instead.
 struct chunk_rows {
-  std::uint32_t b[HeadDim / 16][4];
+  const std::byte* rows;
+  int pitch, fresh;
+  const void* fresh_row;
 
-  /// rows: 16 rows in shared memory, `pitch` bytes apart; row `fresh` (if in 0 ... 15) comes from
-  /// `fresh_row` instead.
-  __device__ __forceinline__ void load_keys(const std::byte* rows, int pitch, int fresh,
-                                            const void* fresh_row) {
-    const int lane = threadIdx.x % 32, row = lane % 8 + lane / 16 * 8;
-    const std::byte* at = row_of(rows, pitch, row, fresh, fresh_row) + lane / 8 % 2 * 16;
-#pragma unroll
-    for (int i = 0; i < HeadDim / 16; ++i) ldmatrix_x4(b[i], at + i * 32);
-  }
-
-  /// Rows at or beyond `live` become zeros, whatever lies there.
-  __device__ __forceinline__ void load_values(const std::byte* rows, int pitch, int fresh,
-                                              const void* fresh_row, int live) {
+  /// What the calling lane gives ldmatrix to read 16 elements of keys, 32 bytes further the next.
+  __device__ __forceinline__ const std::byte* keys_of_lane() const {
     const int lane = threadIdx.x % 32;
-    const std::byte* at = row_of(rows, pitch, lane % 16, fresh, fresh_row) + lane / 16 * 16;
-#pragma unroll
-    for (int i = 0; i < HeadDim / 16; ++i) ldmatrix_x4_trans(b[i], at + i * 32);
-    if (live >= kChunkSlots) return;
-    const int row = lane % 4 * 2;
-    const std::uint32_t first = pair_mask(live - row), second = pair_mask(live - row - 8);
-#pragma unroll
-    for (int i = 0; i < HeadDim / 16; ++i) {
-      b[i][0] &= first;
-      b[i][1] &= second;
-      b[i][2] &= first;
-      b[i][3] &= second;
-    }
+    return at(lane % 8 + lane / 16 * 8) + lane / 8 % 2 * 16;
+  }
+  /// The same for values, transposed.
+  __device__ __forceinline__ const std::byte* values_of_lane() const {
+    const int lane = threadIdx.x % 32;
+    return at(lane % 16) + lane / 16 * 16;
   }
 
  private:
-  __device__ __forceinline__ static const std::byte* row_of(const std::byte* rows, int pitch,
-                                                            int row, int fresh,
-                                                            const void* fresh_row) {
+  __device__ __forceinline__ const std::byte* at(int row) const {
     return row == fresh ? static_cast<const std::byte*>(fresh_row) : rows + row * pitch;
-  }
-  __device__ __forceinline__ static std::uint32_t pair_mask(int live) {
-    return live >= 2 ? 0xffffffffu : live == 1 ? 0x0000ffffu : 0u;
   }
 };
 
@@ -89,23 +68,26 @@ struct chunk_rows {
 /// 2t + 8, 2t + 9.
 template <class T>
 struct chunk_softmax {
-  float maximum;  ///< of the logits, in units of log2; -inf for an empty chunk
-  float sum;      ///< of p
-  float p[4];     ///< exp2(logit - maximum); 0 for slots at or beyond `live`
+  float maximum;    ///< of the logits, in units of log2; -inf for an empty chunk
+  float sum;        ///< of p
+  float p[4] = {};  ///< exp2(logit - maximum); 0 for slots at or beyond `live`
 
   /// query: of store_query, for `heads` <= 8 heads, scaled.
   template <int HeadDim>
-  __device__ __forceinline__ void compute(const T* query, int heads,
-                                          const chunk_rows<HeadDim>& keys, int live) {
+  __device__ __forceinline__ void compute(const T* query, int heads, const chunk_rows& keys,
+                                          int live) {
     const int lane = threadIdx.x % 32, head = lane / 4, t = lane % 4;
     const auto* a_of_lane = reinterpret_cast<const uint4*>(query) + head * (HeadDim / 4) + t;
+    const std::byte* const keys_of_lane = keys.keys_of_lane();
     float c[4][4] = {};  // two tiles, each in two chains of products
 #pragma unroll
     for (int i = 0; i < HeadDim / 16; ++i) {
       const uint4 words = head < heads ? a_of_lane[i * 4] : make_uint4(0, 0, 0, 0);
       const std::uint32_t a[4] = {words.x, words.y, words.z, words.w};
-      mma_m16n8k16<T>(c[i % 2], a, keys.b[i][0], keys.b[i][1]);
-      mma_m16n8k16<T>(c[2 + i % 2], a, keys.b[i][2], keys.b[i][3]);
+      std::uint32_t b[4];
+      ldmatrix_x4(b, keys_of_lane + i * 32);
+      mma_m16n8k16<T>(c[i % 2], a, b[0], b[1]);
+      mma_m16n8k16<T>(c[2 + i % 2], a, b[2], b[3]);
     }
     float logit[4];
     maximum = -INFINITY;
@@ -129,22 +111,51 @@ struct chunk_softmax {
     return static_cast<int>(threadIdx.x % 4) * 2 + i % 2 + i / 2 * 8;
   }
 
-  /// output[head * HeadDim ...] = sum of p * values, for heads < `heads`.
+  /// p of the calling lane's query head to `head_p` [kChunkSlots], 8-byte aligned, and back.
+  __device__ __forceinline__ void store(float* head_p) const {
+    auto* const pairs = reinterpret_cast<float2*>(head_p) + threadIdx.x % 4;
+    pairs[0] = make_float2(p[0], p[1]);
+    pairs[kChunkSlots / 4] = make_float2(p[2], p[3]);
+  }
+  __device__ __forceinline__ void load(const float* head_p) {
+    const auto* const pairs = reinterpret_cast<const float2*>(head_p) + threadIdx.x % 4;
+    const float2 low = pairs[0], high = pairs[kChunkSlots / 4];
+    p[0] = low.x;
+    p[1] = low.y;
+    p[2] = high.x;
+    p[3] = high.y;
+  }
+
+  /// output[head * HeadDim ...] = sum of p * values, for heads < `heads`. Rows at or beyond `live`
+  /// count as zeros, whatever lies there.
   template <int HeadDim>
-  __device__ __forceinline__ void weigh(const chunk_rows<HeadDim>& values, int heads,
+  __device__ __forceinline__ void weigh(const chunk_rows& values, int live, int heads,
                                         float* output) const {
     const int lane = threadIdx.x % 32, head = lane / 4, t = lane % 4;
+    const std::byte* const values_of_lane = values.values_of_lane();
+    const std::uint32_t mask[2] = {pair_mask(live - 2 * t), pair_mask(live - 2 * t - 8)};
     const split_pair<T> first(p[0], p[1]), second(p[2], p[3]);
     const std::uint32_t a[4] = {first.high, first.low, second.high, second.low};
     float* const to = output + head * HeadDim + 2 * t;
 #pragma unroll
-    for (int i = 0; i < HeadDim / 8; ++i) {
-      float c[4] = {};
-      mma_m16n8k16<T>(c, a, values.b[i / 2][i % 2 * 2], values.b[i / 2][i % 2 * 2 + 1]);
-      if (head < heads) {
-        *reinterpret_cast<float2*>(to + 8 * i) = make_float2(c[0] + c[2], c[1] + c[3]);
+    for (int i = 0; i < HeadDim / 16; ++i) {
+      std::uint32_t b[4];
+      ldmatrix_x4_trans(b, values_of_lane + i * 32);
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+        float c[4] = {};
+        mma_m16n8k16<T>(c, a, b[2 * tile] & mask[0], b[2 * tile + 1] & mask[1]);
+        if (head < heads) {
+          *reinterpret_cast<float2*>(to + 16 * i + 8 * tile) =
+              make_float2(c[0] + c[2], c[1] + c[3]);
+        }
       }
     }
+  }
+
+ private:
+  __device__ __forceinline__ static std::uint32_t pair_mask(int live) {
+    return live >= 2 ? 0xffffffffu : live == 1 ? 0x0000ffffu : 0u;
   }
 };
 
