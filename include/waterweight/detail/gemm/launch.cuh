@@ -36,7 +36,7 @@ struct gemm_launcher {
 
   cudaError_t wgmma(const device_info& device, wgmma_plan plan) const {
     if constexpr (kCompiledForSm90) {
-      return wgmma_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws.data, stream}.run(
+      return wgmma_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, stream, false}.run(
           device, plan);
     } else {
       return cudaErrorInvalidDeviceFunction;

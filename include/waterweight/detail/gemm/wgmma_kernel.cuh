@@ -2,14 +2,14 @@
 //
 // W is wgmma's A operand, 64 rows per warpgroup, because A alone may come from registers, where
 // INT8 turns into 16 bit; X is B and stays in shared memory as TMA lays it. The sums are those of
-// Y^T. One warp copies stages of 64 K elements ahead of the consumers; these convert the next
-// stage's weights while the tensor cores work on the current one. 16-bit weights go the same way
+// Y^T. One warp copies stages of 64 or 128 K elements ahead of the consumers; these convert the next
+// block's weights while the tensor cores work on the current one. 16-bit weights go the same way
 // with A in shared memory and nothing to convert.
 //
-// Where the tiles of many tokens fill the card, blocks are persistent, clusters of two share their
-// rows of X, and the last rounds of tiles may be shared out evenly through the workspace. Where
-// they do not, a cluster shares one tile: each block sums a part of K, and the parts are added in
-// the order of K through distributed shared memory.
+// Where tiles fill the card, blocks are persistent: TMA stores one tile while the next is computed,
+// and clusters of two may share their rows of X. Where they do not, a cluster shares one tile: each
+// block sums a part of K, and the parts are added in the order of K through distributed shared
+// memory.
 #pragma once
 
 #include <waterweight/detail/arch/bulk_copy.cuh>
@@ -21,7 +21,6 @@
 #include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/detail/arch/wgmma.cuh>
 #include <waterweight/detail/gemm/wgmma_output.cuh>
-#include <waterweight/detail/gemm/wgmma_parts.cuh>
 #include <waterweight/detail/gemm/wgmma_schedule.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -29,8 +28,8 @@ namespace detail {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// The ring of stages in shared memory and where in it a warp is. A stage holds blocks of W, then
-/// as many of X.
+/// The ring of stages in shared memory and where in it a warp is. A stage holds its part of W, then
+/// blocks of X.
 template <class Element, wgmma_tile Tile>
 struct wgmma_ring {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
@@ -41,9 +40,8 @@ struct wgmma_ring {
   std::uint32_t filled = first_barrier;  ///< of its barriers: filled, then free
   std::uint32_t parity = 0;
 
-  __device__ __forceinline__ std::uint32_t w(int block) const { return stage + block * L.w_bytes; }
   __device__ __forceinline__ std::uint32_t x(int block) const {
-    return stage + L.blocks * L.w_bytes + block * L.x_bytes;
+    return stage + L.w_bytes + block * L.x_bytes;
   }
   __device__ __forceinline__ std::uint32_t free() const { return filled + 8; }
 
@@ -56,28 +54,64 @@ struct wgmma_ring {
       parity ^= 1;
     }
   }
+};
 
-  /// One thread's work: fills stage after stage.
-  __device__ __forceinline__ void produce(const CUtensorMap& w_map, const CUtensorMap& x_map,
-                                          const wgmma_schedule<Tile>& schedule) {
-    schedule.for_each_segment([&](const wgmma_segment& s) {
-      for (int k = s.begin * L.blocks; k < s.end * L.blocks; k += L.blocks) {
-        mbarrier_wait(free(), parity ^ 1);
-        mbarrier_arrive_expect(filled, L.stage_bytes());
+/// The one thread that fills stage after stage.
+template <class Element, wgmma_tile Tile>
+struct wgmma_producer {
+  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
+  const CUtensorMap& w_map;
+  const CUtensorMap& x_map;
+  const wgmma_schedule<Tile>& schedule;
+
+  using ring = wgmma_ring<Element, Tile>;
+
+  __device__ __forceinline__ void load_w(const ring& to, const wgmma_segment& s, int stage) const {
+    mbarrier_arrive_expect(to.filled, L.stage_bytes());
+    tma_load(to.stage, w_map, s.row0, stage * L.stage_k(), to.filled);
+  }
+
+  __device__ __forceinline__ void load_x(const ring& to, const wgmma_segment& s, int stage) const {
 #pragma unroll
-        for (int block = 0; block < L.blocks; ++block) {
-          const int column = (k + block) * kWgmmaBlockK;
-          tma_load(w(block), w_map, s.row0, column, filled);
-          if constexpr (P.multicast > 1) {
-            constexpr int kShare = P.tokens / P.multicast;
-            const int from = kShare * schedule.rank;
-            tma_load_multicast(x(block) + from * kWgmmaBlockK * 2, x_map, s.token0 + from, column,
-                               filled, (1 << P.multicast) - 1);
-          } else {
-            tma_load(x(block), x_map, s.token0, column, filled);
-          }
+    for (int block = 0; block < L.blocks; ++block) {
+      const int column = stage * L.stage_k() + block * kWgmmaBlockK;
+      if (schedule.sharing() > 1) {
+        constexpr int kShare = P.tokens / P.multicast;
+        const int from = kShare * schedule.rank;
+        tma_load_multicast(to.x(block) + from * kWgmmaBlockK * 2, x_map, s.token0 + from, column,
+                           to.filled, (1 << P.multicast) - 1);
+      } else {
+#pragma unroll
+        for (int part = 0; part < P.multicast; ++part) {
+          constexpr int kShare = P.tokens / P.multicast;
+          tma_load(to.x(block) + part * kShare * kWgmmaBlockK * 2, x_map,
+                   s.token0 + part * kShare, column, to.filled);
         }
-        advance();
+      }
+    }
+  }
+
+  /// The weights of the first stages may be on their way before earlier kernels have ended.
+  __device__ __forceinline__ void run(ring to, bool early_weights) const {
+    if (!early_weights) wait_for_earlier_kernels();
+    bool first = true;
+    schedule.for_each_segment([&](const wgmma_segment& s) {
+      int stage = s.begin;
+      if (first) {
+        first = false;
+        const int ahead = min(L.stages, s.end - s.begin);
+        ring early = to;
+        for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
+        wait_for_earlier_kernels();
+        launch_dependents();
+        for (int i = 0; i < ahead; ++i, to.advance()) load_x(to, s, stage + i);
+        stage += ahead;
+      }
+      for (; stage < s.end; ++stage, to.advance()) {
+        mbarrier_wait(to.free(), to.parity ^ 1);
+        load_w(to, s, stage);
+        load_x(to, s, stage);
       }
     });
   }
@@ -91,35 +125,38 @@ struct wgmma_consumer {
   using instruction = wgmma<T, P.tokens>;
   using fragments = std::uint32_t[kWgmmaBlockK / 16][4];
   wgmma_ring<Element, Tile> ring;
+  int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
   float d[P.tokens / 2];
 
   /// The calling warp has read the stage before the current one: tells whoever writes to it.
   __device__ __forceinline__ void release() const {
     const int lane = threadIdx.x % 32;
-    if constexpr (P.multicast > 1) {
+    if (P.multicast > 1 && sharing > 1) {
       if (lane < P.multicast) mbarrier_arrive_at(used, lane);
     } else {
       if (lane == 0) mbarrier_arrive(used);
     }
   }
 
-  /// This warp's INT8 weights of a block of the current stage as fragments of A. Rows of 64 bytes
-  /// lie under the 64-byte swizzle: the 16-byte vector j of row r is at j ^ (r / 2 % 4), so the
-  /// eight rows of a load are in eight different vectors of the banks.
+  /// This warp's INT8 weights of a block of the current stage as fragments of A. Rows of 128 bytes
+  /// lie under the 128-byte swizzle, 16-byte vector j of row r at j ^ r % 8; rows of 64 bytes under
+  /// the 64-byte one, at j ^ r / 2 % 4. The eight rows of a load are in different banks either way.
   __device__ __forceinline__ void convert(fragments& a, int block) const {
+    constexpr int kPitch = L.stage_k();
     const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-    const int row = threadIdx.x / 32 * 16 + group, flip = group / 2 % 4;
+    const int flip = kPitch == 128 ? group : group / 2 % 4;
+    const std::uint32_t row =
+        ring.stage + (threadIdx.x / 32 * 16 + group) * kPitch + 2 * quad;
 #pragma unroll
     for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
-      const int inside = row * kWgmmaBlockK + 16 * (j ^ flip) + 2 * quad;
-      const std::uint32_t vector = ring.w(block) + inside;
+      const std::uint32_t vector = row + 16 * ((block * (kWgmmaBlockK / 16) + j) ^ flip);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         std::uint32_t two;
         asm volatile("ld.shared.u16 %0, [%1];"
                      : "=r"(two)
-                     : "r"(vector + e % 2 * 8 * kWgmmaBlockK + e / 2 * 8));
+                     : "r"(vector + e % 2 * 8 * kPitch + e / 2 * 8));
         a[j][e] = dequantize_two<T>(two);
       }
     }
@@ -128,7 +165,7 @@ struct wgmma_consumer {
   __device__ __forceinline__ void multiply(const fragments& a, int block) {
     const std::uint32_t x = ring.x(block) >> 4;
     const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
-    const std::uint32_t w = (ring.w(block) + rows) >> 4;
+    const std::uint32_t w = (ring.stage + rows) >> 4;
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
@@ -186,90 +223,120 @@ struct wgmma_consumer {
     wgmma_wait<0>();
     wgmma_pin(d);
     release();
-    launch_dependents();
   }
 
-  /// Stores a tile, kWgmmaChunk tokens at a time through the warp's own `sums`: no warp waits for
-  /// another, and the copies of the next tile go on meanwhile.
-  template <class Output>
-  __device__ __forceinline__ void store_chunks(float* sums, const Output& output, int row0,
-                                               int token0) {
-    constexpr int kPitch = wgmma_sum_pitch(16), kChunks = P.tokens / kWgmmaChunk;
-    const int lane = threadIdx.x % 32, token = lane / 8, channel = lane % 8 * 2;
-    const int n = row0 + threadIdx.x / 32 * 16 + channel;
-    const float2 scale = output.scales(n);
+  /// Hands a tile to the copy engine, chunk by chunk; `staging` is this warpgroup's.
+  template <class Out, class Epilogue>
+  __device__ __forceinline__ void store(std::byte* staging,
+                                        const wgmma_output<Element, Out, Epilogue>& output,
+                                        const CUtensorMap& y_map, int row0, int token0) {
+    constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
+    const int n0 = row0 + threadIdx.x / 128 * 64;
+    if (n0 >= output.w.rows) return;
+    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const bool leader = threadIdx.x % 128 == 0;
+    const int barrier = 1 + threadIdx.x / 128;
 #pragma unroll 1
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int m0 = token0 + chunk * kWgmmaChunk;
+    for (int chunk = 0; chunk < P.tokens / P.chunk; ++chunk) {
+      const int m0 = token0 + chunk * P.chunk;
       if (m0 >= output.m_count) break;
-      write_chunk<0>(chunk, sums);
-      __syncwarp();
-      output.template store<kWgmmaChunk / 4>(m0 + token, 4, n, scale, [&](int i) {
-        return *reinterpret_cast<const float2*>(sums + (token + 4 * i) * kPitch + channel);
+      float sums[P.chunk / 2];
+      select<0>(chunk, sums);
+      const wgmma_staging<Out, P.chunk> place{staging +
+                                              chunk % kPlaces * (L.staging / kPlaces)};
+      if (leader) tma_store_wait_read<kPlaces - 1>();
+      named_barrier(barrier, 128);
+      place.write(sums, [&](float sum, int half, int token) {
+        return output.finish(sum, scales[half], m0 + token, n + 8 * half);
       });
-      __syncwarp();
+      shared_to_async_fence();
+      named_barrier(barrier, 128);
+      if (!output.aligned) {
+        place.store_unaligned(output, m0, n0);
+      } else if (leader) {
+        place.store(y_map, m0, n0, output.w.rows);
+        tma_store_commit();
+      }
     }
   }
 
-  /// Registers have no run-time index: one branch per chunk.
+  /// The sums of a chunk. Registers have no run-time index: one branch per chunk.
   template <int Chunk>
-  __device__ __forceinline__ void write_chunk(int chunk, float* sums) const {
-    constexpr int kGroups = kWgmmaChunk / 8;
+  __device__ __forceinline__ void select(int chunk, float (&sums)[P.chunk / 2]) const {
     if (chunk == Chunk) {
-      wgmma_write_sums<Chunk * kGroups, kGroups>(d, sums, wgmma_sum_pitch(16));
-    } else if constexpr ((Chunk + 1) * kWgmmaChunk < P.tokens) {
-      write_chunk<Chunk + 1>(chunk, sums);
+#pragma unroll
+      for (int i = 0; i < P.chunk / 2; ++i) sums[i] = d[Chunk * (P.chunk / 2) + i];
+    } else if constexpr ((Chunk + 1) * P.chunk < P.tokens) {
+      select<Chunk + 1>(chunk, sums);
     }
   }
 };
 
 /// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
 /// tokens in each block, and stores.
+template <wgmma_tile Tile, int Parts, class Output>
+__device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
+                                                  int row0, int token0) {
+  constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  constexpr int kPitch = wgmma_sum_pitch(P.rows()), kVectors = P.rows() / 4;
+  const int tokens = min(P.tokens, output.m_count - token0);
+  const int begin = tokens * rank / Parts, end = tokens * (rank + 1) / Parts;
+#pragma unroll 2
+  for (int i = begin * kVectors + static_cast<int>(threadIdx.x); i < end * kVectors;
+       i += P.consumers()) {
+    const int token = i / kVectors, channel = i % kVectors * 4;
+    const std::uint32_t address = shared_address(sums + token * kPitch + channel);
+    float4 part[Parts];
+#pragma unroll
+    for (int p = 0; p < Parts; ++p) part[p] = load_cluster_float4(address, p);
+#pragma unroll
+    for (int p = 1; p < Parts; ++p) {
+      part[0] = make_float4(part[0].x + part[p].x, part[0].y + part[p].y, part[0].z + part[p].z,
+                            part[0].w + part[p].w);
+    }
+    if (row0 + channel < output.w.rows) {
+      output.store_four(part[0], token0 + token, row0 + channel);
+    }
+  }
+}
+
+/// The same for a number of blocks known at run time.
 template <wgmma_tile Tile, class Output>
 __device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
                                                   int blocks, int row0, int token0) {
-  constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  constexpr int kWarpsPerGroup = P.consumers() / 32 / P.warpgroups;
-  constexpr int kPitch = wgmma_sum_pitch(P.rows());
-  const int warp = threadIdx.x / 32, row_group = warp % P.warpgroups;
-  const int channel = 64 * row_group + threadIdx.x % 32 * 2, n = row0 + channel;
-  const int tokens = min(P.tokens, output.m_count - token0);
-  const int end = tokens * (rank + 1) / blocks;
-  const float2 scale = output.scales(n);
-  const std::uint32_t address = shared_address(sums + channel);
-  constexpr int kTogether = 8;
-  for (int t = tokens * rank / blocks + warp / P.warpgroups; t < end;
-       t += kTogether * kWarpsPerGroup) {
-    float2 sum[kTogether] = {};
-    for (int part = 0; part < blocks; ++part) {
-      float2 more[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        const int token = min(t + i * kWarpsPerGroup, end - 1);
-        more[i] = load_cluster_float2(address + token * kPitch * sizeof(float), part);
-      }
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        sum[i] = make_float2(sum[i].x + more[i].x, sum[i].y + more[i].y);
-      }
-    }
-    const int left = (end - t + kWarpsPerGroup - 1) / kWarpsPerGroup;
-    output.template store<kTogether>(
-        token0 + t, kWarpsPerGroup, n, scale, [&](int i) { return sum[i]; }, left);
+  const auto with = [&](auto parts) {
+    wgmma_store_parts<Tile, decltype(parts)::value>(sums, output, rank, row0, token0);
+  };
+  switch (blocks) {
+    case 2:
+      return with(std::integral_constant<int, 2>{});
+    case 3:
+      return with(std::integral_constant<int, 3>{});
+    case 4:
+      return with(std::integral_constant<int, 4>{});
+    case 5:
+      return with(std::integral_constant<int, 5>{});
+    case 6:
+      return with(std::integral_constant<int, 6>{});
+    case 7:
+      return with(std::integral_constant<int, 7>{});
+    default:
+      return with(std::integral_constant<int, 8>{});
   }
 }
 
 #endif  // sm_90a
 
 /// Compiled for anything but sm_90a it is empty, and has no static shared memory: what the host
-/// knows it by.
+/// knows it by. splits: see wgmma_plan. early_weights: no kernel that may still run writes to W.
 template <class T, class Element, class Out, class Epilogue, wgmma_tile Tile>
-__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
-                                  wgmma_policy_of(Tile).blocks_per_sm)
+__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     wgmma_gemm_kernel([[maybe_unused]] const __grid_constant__ CUtensorMap w_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap x_map,
+                      [[maybe_unused]] const __grid_constant__ CUtensorMap y_map,
                       [[maybe_unused]] wgmma_output<Element, Out, Epilogue> output,
-                      [[maybe_unused]] wgmma_parts parts, [[maybe_unused]] int splits) {
+                      [[maybe_unused]] int splits, [[maybe_unused]] bool early_weights) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr wgmma_policy P = wgmma_policy_of(Tile);
   constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
@@ -277,79 +344,68 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
   __shared__ alignas(16) std::uint64_t barriers[2 * L.stages];
   const std::uint32_t unaligned = shared_address(dynamic_shared);
   const std::uint32_t padding = (1024 - unaligned % 1024) % 1024;
-  float* const sums = reinterpret_cast<float*>(dynamic_shared + padding + L.sums);
 
   std::uint32_t first_stage = unaligned + padding, first_barrier = shared_address(barriers);
   // Opaque to the compiler, which would compute them again at every use.
   asm volatile("" : "+r"(first_stage), "+r"(first_barrier));
-  wgmma_ring<Element, Tile> ring{first_stage, first_barrier};
+  const wgmma_ring<Element, Tile> ring{first_stage, first_barrier};
   const wgmma_schedule<Tile> schedule(output.m_count, output.w.rows, output.w.cols, L.stage_k(),
                                       splits);
   if (threadIdx.x == 0) {
     tma_prefetch_map(w_map);
     tma_prefetch_map(x_map);
+    tma_prefetch_map(y_map);
     for (int i = 0; i < L.stages; ++i) {
       mbarrier_init(barriers + 2 * i, 1);
-      mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * P.multicast);
+      mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * schedule.sharing());
     }
     mbarrier_init_fence();
   }
   // A block may copy into another's shared memory as soon as its barriers are there.
-  if constexpr (P.multicast > 1) {
+  if (schedule.sharing() > 1) {
     cluster_arrive_relaxed();
     cluster_wait();
   } else {
     __syncthreads();
   }
-  wait_for_earlier_kernels();
 
   if (threadIdx.x >= P.consumers()) {
     if constexpr (P.wide()) set_register_limit<P.producer_registers(), false>();
-    if (threadIdx.x == P.consumers()) ring.produce(w_map, x_map, schedule);
+    if (threadIdx.x == P.consumers()) {
+      wgmma_producer<Element, Tile>{w_map, x_map, schedule}.run(ring, early_weights);
+    }
     __syncwarp();
-    if (!P.persistent && schedule.blocks > 1) {
+    if (splits > 1) {
       cluster_arrive();
       cluster_wait();
     }
   } else {
     if constexpr (P.wide()) set_register_limit<P.consumer_registers(), true>();
-    wgmma_consumer<T, Element, Tile> consumer{ring};
+    wait_for_earlier_kernels();
+    wgmma_consumer<T, Element, Tile> consumer{ring, schedule.sharing()};
     schedule.for_each_segment([&](const wgmma_segment& s) {
       constexpr wgmma_policy policy = wgmma_policy_of(Tile);
-      float* const own_sums = sums + threadIdx.x / 32 * kWgmmaChunk * wgmma_sum_pitch(16);
+      constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
       consumer.accumulate(s.end - s.begin);
-      if constexpr (policy.persistent) {
-        const auto slot = [&](int cluster) { return cluster * policy.multicast + schedule.rank; };
-        if (s.begin > 0) {
-          parts.give(consumer.d, slot(schedule.cluster));
-          return;
-        }
-        if (s.end < schedule.stages) {
-          std::int64_t from = schedule.stretch(schedule.cluster + 1);
-          for (int next = schedule.cluster + 1; from < s.tile_end; ++next) {
-            const std::int64_t to = schedule.stretch(next + 1);
-            if (to > from) parts.take(consumer.d, slot(next));
-            from = to;
-          }
-        }
-        consumer.store_chunks(own_sums, output, s.row0, s.token0);
+      if (splits == 1) {
+        std::byte* const staging = dynamic_shared + padding + layout.ring_bytes() +
+                                   threadIdx.x / 128 * layout.staging;
+        consumer.store(staging, output, y_map, s.row0, s.token0);
       } else {
-        // The stages, which other warpgroups may still read, are where sums go.
+        // The stages, which other warpgroups may still read, are where partial sums go.
         named_barrier(1, policy.consumers());
-        if (schedule.blocks == 1) {
-          consumer.store_chunks(own_sums, output, s.row0, s.token0);
-        } else {
-          wgmma_write_sums<0, policy.tokens / 8>(consumer.d, sums + threadIdx.x / 32 * 16,
-                                                 wgmma_sum_pitch(policy.rows()));
-          cluster_arrive();
-          cluster_wait();
-          wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, s.row0, s.token0);
-        }
+        float* const sums = reinterpret_cast<float*>(dynamic_shared + padding);
+        wgmma_write_sums(consumer.d, sums + threadIdx.x / 32 * 16,
+                         wgmma_sum_pitch(policy.rows()));
+        cluster_arrive();
+        cluster_wait();
+        wgmma_store_parts<Tile>(sums, output, schedule.rank, splits, s.row0, s.token0);
       }
     });
+    tma_store_wait_read<0>();
   }
   // Nobody leaves while others of the cluster may still reach its shared memory.
-  if (P.multicast > 1 || (!P.persistent && schedule.blocks > 1)) {
+  if (schedule.blocks > 1) {
     cluster_arrive_relaxed();
     cluster_wait();
   }

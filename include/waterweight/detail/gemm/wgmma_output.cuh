@@ -1,8 +1,14 @@
-// How the wgmma kernel's sums become Y: through shared memory, because a thread holds them as
-// columns of Y, to lanes that own two neighbouring channels of one token and store them together.
+// How the wgmma kernel's sums become Y. A thread holds them as columns of Y: through shared memory
+// they become rows, which the copy engine stores while the next tile is computed.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
+
 #include <waterweight/detail/arch/convert.cuh>
+#include <waterweight/detail/arch/mma.cuh>
+#include <waterweight/detail/arch/tma.cuh>
+#include <waterweight/detail/arch/wgmma.cuh>
 #include <waterweight/detail/gemm/weights.cuh>
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
 
@@ -15,66 +21,126 @@ struct wgmma_output {
   Out* y;
   std::int64_t ld;
   int m_count;
-  bool pairs;  ///< two neighbouring elements of Y may be stored as one
+  bool aligned;  ///< rows of Y start on 16-byte boundaries: there is a tensor map of it
   Epilogue epilogue;
 
-  /// The scales of channels n and n + 1.
-  __device__ __forceinline__ float2 scales(int n) const {
-    return make_float2(n < w.rows ? apply_scale(w, 1.0f, n) : 0.0f,
-                       n + 1 < w.rows ? apply_scale(w, 1.0f, n + 1) : 0.0f);
+  __device__ __forceinline__ float scale(int n) const {
+    return apply_scale(w, 1.0f, min(n, w.rows - 1));
   }
 
-  __device__ __forceinline__ float2 finish(float2 sum, float2 scale, int m, int n) const {
-    return make_float2(epilogue(sum.x * scale.x, m, n), epilogue(sum.y * scale.y, m, n + 1));
+  /// The value of y[m, n]; outside of Y anything.
+  __device__ __forceinline__ Out finish(float sum, float scale, int m, int n) const {
+    return from_float<Out>(epilogue(sum * scale, min(m, m_count - 1), min(n, w.rows - 1)));
   }
 
-  __device__ __forceinline__ void store_pair(float2 value, int m, int n) const {
-    struct alignas(2 * sizeof(Out)) pair {
-      Out first, second;
+  /// Finishes and stores channels n to n + 3, of which any may lie outside, n % 4 == 0.
+  __device__ __forceinline__ void store_four(float4 sum, int m, int n) const {
+    struct alignas(4 * sizeof(Out)) four {
+      Out value[4];
     };
-    *reinterpret_cast<pair*>(y + m * ld + n) = {from_float<Out>(value.x), from_float<Out>(value.y)};
-  }
-
-  /// Finishes and stores channels n and n + 1 of token m, of which any may lie outside.
-  __device__ __forceinline__ void store_guarded(float2 sum, float2 scale, int m, int n) const {
-    if (m >= m_count) return;
-    if (n < w.rows) y[m * ld + n] = from_float<Out>(epilogue(sum.x * scale.x, m, n));
-    if (n + 1 < w.rows) y[m * ld + n + 1] = from_float<Out>(epilogue(sum.y * scale.y, m, n + 1));
-  }
-
-  /// Tokens m0, m0 + stride, ...: `count` of `Count`; sum(i) gives the two sums of the i-th. What
-  /// the epilogue reads is read for all of them before anything is stored.
-  template <int Count, class Sum>
-  __device__ __forceinline__ void store(int m0, int stride, int n, float2 scale, const Sum& sum,
-                                        int count = Count) const {
-    if (count >= Count && pairs && n + 1 < w.rows && m0 + (Count - 1) * stride < m_count) {
-      float2 value[Count];
+    const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
+    four finished;
 #pragma unroll
-      for (int i = 0; i < Count; ++i) value[i] = finish(sum(i), scale, m0 + i * stride, n);
-#pragma unroll
-      for (int i = 0; i < Count; ++i) store_pair(value[i], m0 + i * stride, n);
+    for (int i = 0; i < 4; ++i) finished.value[i] = finish(sums[i], scale(n + i), m, n + i);
+    Out* const to = y + m * ld + n;
+    if (aligned && n + 3 < w.rows) {
+      *reinterpret_cast<four*>(to) = finished;
     } else {
 #pragma unroll
-      for (int i = 0; i < Count; ++i) {
-        if (i < count) store_guarded(sum(i), scale, m0 + i * stride, n);
+      for (int i = 0; i < 4; ++i) {
+        if (n + i < w.rows) to[i] = finished.value[i];
       }
     }
   }
 };
 
-/// Writes token groups [Begin, Begin + Count) of a warp's 16 rows to `sums`, where that of its
-/// first row and token 8 * Begin belongs; tokens are `pitch` floats apart.
-template <int Begin, int Count, int Registers>
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/// The values of `Chunk` tokens by a warpgroup's 64 channels on their way to Y, in shared memory:
+/// boxes of 128 bytes of channels, tokens 128 bytes apart, under the 128-byte swizzle.
+template <class Out, int Chunk>
+struct wgmma_staging {
+  static constexpr int kBoxChannels = 128 / static_cast<int>(sizeof(Out));
+  static constexpr int kBoxBytes = Chunk * 128;
+  static constexpr int kBoxes = 64 / kBoxChannels;
+
+  std::byte* base;  ///< in shared memory, at a multiple of 1024
+
+  __device__ __forceinline__ static int offset(int token, int channel) {
+    const int byte = channel % kBoxChannels * static_cast<int>(sizeof(Out));
+    return channel / kBoxChannels * kBoxBytes + token * 128 + (byte / 16 ^ token % 8) * 16 +
+           byte % 16;
+  }
+
+  /// Stages a warp's 16 channels: d[4j + e] is the sum of token 8j + 2q + e % 2 and channel
+  /// g + e / 2 * 8, lane = 4g + q. value(sum, e / 2, token) finishes it.
+  template <class Value>
+  __device__ __forceinline__ void write(const float (&d)[Chunk / 2], const Value& value) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int first_channel = threadIdx.x % 128 / 32 * 16;
+    if constexpr (sizeof(Out) == 2) {
+      const std::uint32_t row =
+          shared_address(base + offset(lane % 8, first_channel + lane / 8 % 2 * 8));
+#pragma unroll
+      for (int j = 0; j < Chunk / 8; ++j) {
+        std::uint32_t pairs[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int token = 8 * j + 2 * q;
+          const Out two[2] = {value(d[4 * j + 2 * h], h, token),
+                              value(d[4 * j + 2 * h + 1], h, token + 1)};
+          memcpy(&pairs[h], two, sizeof pairs[h]);
+        }
+        store_matrices_transposed(row + j * 1024, pairs);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int token = 2 * q + e % 2;
+        std::byte* const at = base + offset(token, first_channel + g + e / 2 * 8);
+#pragma unroll
+        for (int j = 0; j < Chunk / 8; ++j) {
+          *reinterpret_cast<Out*>(at + j * 1024) = value(d[4 * j + e], e / 2, token + 8 * j);
+        }
+      }
+    }
+  }
+
+  /// By one thread: starts the store of all values to Y from (m, n) on.
+  __device__ __forceinline__ void store(const CUtensorMap& y_map, int m, int n, int n_end) const {
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      const int channel = n + box * kBoxChannels;
+      if (channel < n_end) tma_store(y_map, m, channel, shared_address(base) + box * kBoxBytes);
+    }
+  }
+
+  /// By the whole warpgroup: the same for a Y without a tensor map.
+  template <class Output>
+  __device__ __forceinline__ void store_unaligned(const Output& output, int m, int n) const {
+    for (int i = threadIdx.x % 128; i < Chunk * 64; i += 128) {
+      const int token = i / 64, channel = i % 64;
+      if (m + token < output.m_count && n + channel < output.w.rows) {
+        output.y[(m + token) * output.ld + n + channel] =
+            *reinterpret_cast<const Out*>(base + offset(token, channel));
+      }
+    }
+  }
+};
+
+#endif  // sm_90a
+
+/// Writes a warp's 16 rows of sums to `sums`, where that of its first row and token 0 belongs;
+/// tokens are `pitch` floats apart.
+template <int Registers>
 __device__ __forceinline__ void wgmma_write_sums(const float (&d)[Registers], float* sums,
                                                  int pitch) {
   const int lane = threadIdx.x % 32;
   float* const base = sums + 2 * (lane % 4) * pitch + lane / 4;
 #pragma unroll
-  for (int j = 0; j < Count; ++j) {
+  for (int j = 0; j < Registers / 4; ++j) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      base[(8 * j + e % 2) * pitch + e / 2 * 8] = d[4 * (Begin + j) + e];
-    }
+    for (int e = 0; e < 4; ++e) base[(8 * j + e % 2) * pitch + e / 2 * 8] = d[4 * j + e];
   }
 }
 
