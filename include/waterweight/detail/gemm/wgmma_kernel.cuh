@@ -123,7 +123,8 @@ struct wgmma_consumer {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
   static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   using instruction = wgmma<T, P.tokens>;
-  using fragments = std::uint32_t[kWgmmaBlockK / 16][4];
+  static constexpr int kSteps = kWgmmaBlockK / 16;
+  using fragments = std::uint32_t[kSteps][4];
   wgmma_ring<Element, Tile> ring;
   int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
@@ -139,64 +140,89 @@ struct wgmma_consumer {
     }
   }
 
-  /// This warp's INT8 weights of a block of the current stage as fragments of A. Rows of 128 bytes
-  /// lie under the 128-byte swizzle, 16-byte vector j of row r at j ^ r % 8; rows of 64 bytes under
-  /// the 64-byte one, at j ^ r / 2 % 4. The eight rows of a load are in different banks either way.
-  __device__ __forceinline__ void convert(fragments& a, int block) const {
+  /// This warp's INT8 weights of 16 K elements, number `k16` of the current stage, as loaded: pairs
+  /// in the order of a fragment of A. Rows of 128 bytes lie under the 128-byte swizzle, 16-byte
+  /// vector j of row r at j ^ r % 8; rows of 64 bytes under the 64-byte one, at j ^ r / 2 % 4. The
+  /// eight rows of a load are in different banks either way.
+  __device__ __forceinline__ void load(std::uint32_t (&raw)[4], int k16) const {
     constexpr int kPitch = L.stage_k();
     const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
     const int flip = kPitch == 128 ? group : group / 2 % 4;
-    const std::uint32_t row =
-        ring.stage + (threadIdx.x / 32 * 16 + group) * kPitch + 2 * quad;
+    const std::uint32_t vector = ring.stage + (threadIdx.x / 32 * 16 + group) * kPitch +
+                                 2 * quad + 16 * (k16 ^ flip);
 #pragma unroll
-    for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
-      const std::uint32_t vector = row + 16 * ((block * (kWgmmaBlockK / 16) + j) ^ flip);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        std::uint32_t two;
-        asm volatile("ld.shared.u16 %0, [%1];"
-                     : "=r"(two)
-                     : "r"(vector + e % 2 * 8 * kPitch + e / 2 * 8));
-        a[j][e] = dequantize_two<T>(two);
-      }
+    for (int e = 0; e < 4; ++e) {
+      asm volatile("ld.shared.u16 %0, [%1];"
+                   : "=r"(raw[e])
+                   : "r"(vector + e % 2 * 8 * kPitch + e / 2 * 8));
     }
   }
 
-  __device__ __forceinline__ void multiply(const fragments& a, int block) {
-    const std::uint32_t x = ring.x(block) >> 4;
-    const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
-    const std::uint32_t w = (ring.stage + rows) >> 4;
-    wgmma_fence();
+  __device__ __forceinline__ static void convert(std::uint32_t (&a)[4],
+                                                 const std::uint32_t (&raw)[4]) {
 #pragma unroll
-    for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
-      if constexpr (is_quantized_v<Element>) {
-        instruction::multiply(d, a[j], wgmma_descriptor(x + 2 * j));
-      } else {
-        instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
-      }
-    }
-    wgmma_commit();
+    for (int e = 0; e < 4; ++e) a[e] = dequantize_two<T>(raw[e]);
   }
 
   /// The first block of the current stage, once it is filled.
   __device__ __forceinline__ void receive(fragments& a) const {
     mbarrier_wait(ring.filled, ring.parity);
-    if constexpr (is_quantized_v<Element>) convert(a, 0);
+    if constexpr (is_quantized_v<Element>) {
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        std::uint32_t raw[4];
+        load(raw, j);
+        convert(a[j], raw);
+      }
+    }
   }
 
-  /// Starts the products of a block of the current stage; as soon as those before are done,
-  /// releases their stage and prepares the next block.
+  /// The block before the current one is done: its stage is released after the last of its blocks.
+  template <int Block>
+  __device__ __forceinline__ void retire(bool first) {
+    wgmma_wait<1>();
+    if (Block == 0 && !first) release();
+    if (Block + 1 == L.blocks) {
+      used = ring.free();
+      ring.advance();
+    }
+  }
+
+  /// Multiplies a block of the current stage and prepares the one after it. The tensor cores take an
+  /// instruction with A in registers only when they are done with the one before: INT8 weights are
+  /// converted between the instructions, or they would not be converted while these run.
   template <int Block>
   __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
                                        bool last) {
-    multiply(now, Block);
-    wgmma_wait<1>();
-    if (Block == 0 && !first) release();
-    if constexpr (Block + 1 < L.blocks) {
-      convert(next, Block + 1);
+    const std::uint32_t x = ring.x(Block) >> 4;
+    wgmma_fence();
+    if constexpr (is_quantized_v<Element>) {
+      constexpr int kNext = (Block + 1) % L.blocks * kSteps;
+      instruction::multiply(d, now[0], wgmma_descriptor(x));
+      wgmma_commit();
+      retire<Block>(first);
+      if (Block + 1 == L.blocks && !last) mbarrier_wait(ring.filled, ring.parity);
+      // After the last block this converts bytes of no meaning: a branch would cost more.
+      std::uint32_t raw[2][4];
+      load(raw[0], kNext);
+#pragma unroll
+      for (int j = 1; j < kSteps; ++j) {
+        load(raw[j % 2], kNext + j);
+        convert(next[j - 1], raw[(j - 1) % 2]);
+        wgmma_fence();
+        instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
+      }
+      wgmma_commit();
+      convert(next[kSteps - 1], raw[(kSteps - 1) % 2]);
     } else {
-      used = ring.free();
-      ring.advance();
+      const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
+      const std::uint32_t w = (ring.stage + rows) >> 4;
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
+      }
+      wgmma_commit();
+      retire<Block>(first);
       if (!last) receive(next);
     }
   }
@@ -231,6 +257,8 @@ struct wgmma_consumer {
                                         const wgmma_output<Element, Out, Epilogue>& output,
                                         const CUtensorMap& y_map, int row0, int token0) {
     constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
+    // What is unrolled: an epilogue may be long.
+    constexpr int kStep = P.chunk % 32 == 0 ? 32 : P.chunk;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
     const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
@@ -241,15 +269,18 @@ struct wgmma_consumer {
     for (int chunk = 0; chunk < P.tokens / P.chunk; ++chunk) {
       const int m0 = token0 + chunk * P.chunk;
       if (m0 >= output.m_count) break;
-      float sums[P.chunk / 2];
-      select<0>(chunk, sums);
       const wgmma_staging<Out, P.chunk> place{staging +
                                               chunk % kPlaces * (L.staging / kPlaces)};
       if (leader) tma_store_wait_read<kPlaces - 1>();
       named_barrier(barrier, 128);
-      place.write(sums, [&](float sum, int half, int token) {
-        return output.finish(sum, scales[half], m0 + token, n + 8 * half);
-      });
+#pragma unroll 1
+      for (int first = 0; first < P.chunk; first += kStep) {
+        float sums[kStep / 2];
+        select<0>((chunk * P.chunk + first) / kStep, sums);
+        place.write(sums, first, [&](float sum, int half, int token) {
+          return output.finish(sum, scales[half], m0 + token, n + 8 * half);
+        });
+      }
       shared_to_async_fence();
       named_barrier(barrier, 128);
       if (!output.aligned) {
@@ -261,68 +292,64 @@ struct wgmma_consumer {
     }
   }
 
-  /// The sums of a chunk. Registers have no run-time index: one branch per chunk.
-  template <int Chunk>
-  __device__ __forceinline__ void select(int chunk, float (&sums)[P.chunk / 2]) const {
-    if (chunk == Chunk) {
+  /// sums = step `step` of d. Registers have no run-time index: one branch per step.
+  template <int Step, int Count>
+  __device__ __forceinline__ void select(int step, float (&sums)[Count]) const {
+    if (step == Step) {
 #pragma unroll
-      for (int i = 0; i < P.chunk / 2; ++i) sums[i] = d[Chunk * (P.chunk / 2) + i];
-    } else if constexpr ((Chunk + 1) * P.chunk < P.tokens) {
-      select<Chunk + 1>(chunk, sums);
+      for (int i = 0; i < Count; ++i) sums[i] = d[Step * Count + i];
+    } else if constexpr ((Step + 1) * Count < P.tokens / 2) {
+      select<Step + 1>(step, sums);
     }
   }
 };
 
-/// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
-/// tokens in each block, and stores.
-template <wgmma_tile Tile, int Parts, class Output>
-__device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
-                                                  int row0, int token0) {
-  constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  constexpr int kPitch = wgmma_sum_pitch(P.rows()), kVectors = P.rows() / 4;
-  const int tokens = min(P.tokens, output.m_count - token0);
-  const int begin = tokens * rank / Parts, end = tokens * (rank + 1) / Parts;
-#pragma unroll 2
-  for (int i = begin * kVectors + static_cast<int>(threadIdx.x); i < end * kVectors;
-       i += P.consumers()) {
-    const int token = i / kVectors, channel = i % kVectors * 4;
-    const std::uint32_t address = shared_address(sums + token * kPitch + channel);
-    float4 part[Parts];
+/// The sum of what `Parts` blocks of the cluster have at a shared address.
+template <int Parts>
+__device__ __forceinline__ float4 wgmma_add_parts(std::uint32_t address) {
+  float4 part[Parts];
 #pragma unroll
-    for (int p = 0; p < Parts; ++p) part[p] = load_cluster_float4(address, p);
+  for (int p = 0; p < Parts; ++p) part[p] = load_cluster_float4(address, p);
+  float4 sum = part[0];
 #pragma unroll
-    for (int p = 1; p < Parts; ++p) {
-      part[0] = make_float4(part[0].x + part[p].x, part[0].y + part[p].y, part[0].z + part[p].z,
-                            part[0].w + part[p].w);
-    }
-    if (row0 + channel < output.w.rows) {
-      output.store_four(part[0], token0 + token, row0 + channel);
-    }
+  for (int p = 1; p < Parts; ++p) {
+    sum = make_float4(sum.x + part[p].x, sum.y + part[p].y, sum.z + part[p].z, sum.w + part[p].w);
   }
+  return sum;
 }
 
-/// The same for a number of blocks known at run time.
-template <wgmma_tile Tile, class Output>
+/// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
+/// tokens in each block, and stores.
+template <wgmma_tile Tile, int Parts = 2, class Output>
 __device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
                                                   int blocks, int row0, int token0) {
-  const auto with = [&](auto parts) {
-    wgmma_store_parts<Tile, decltype(parts)::value>(sums, output, rank, row0, token0);
-  };
-  switch (blocks) {
-    case 2:
-      return with(std::integral_constant<int, 2>{});
-    case 3:
-      return with(std::integral_constant<int, 3>{});
-    case 4:
-      return with(std::integral_constant<int, 4>{});
-    case 5:
-      return with(std::integral_constant<int, 5>{});
-    case 6:
-      return with(std::integral_constant<int, 6>{});
-    case 7:
-      return with(std::integral_constant<int, 7>{});
-    default:
-      return with(std::integral_constant<int, 8>{});
+  if constexpr (Parts < kWgmmaMaxSplits) {
+    if (blocks != Parts) {
+      return wgmma_store_parts<Tile, Parts + 1>(sums, output, rank, blocks, row0, token0);
+    }
+  }
+  constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  constexpr int kPitch = wgmma_sum_pitch(P.rows()), kVectors = P.rows() / 4;
+  // The tokens of a thread's loads that are under way together.
+  constexpr int kTogether = Parts <= 2 ? 4 : Parts <= 4 ? 2 : 1;
+  const int tokens = min(P.tokens, output.m_count - token0);
+  const int begin = tokens * rank / Parts * kVectors, end = tokens * (rank + 1) / Parts * kVectors;
+  for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kTogether * P.consumers()) {
+    float4 sum[kTogether];
+#pragma unroll
+    for (int t = 0; t < kTogether; ++t) {
+      const int at = min(i + t * P.consumers(), end - 1);
+      sum[t] = wgmma_add_parts<Parts>(
+          shared_address(sums + at / kVectors * kPitch + at % kVectors * 4));
+    }
+#pragma unroll 1
+    for (int t = 0; t < kTogether; ++t) {
+      const int at = i + t * P.consumers();
+      const int n = row0 + at % kVectors * 4;
+      if (at < end && n < output.w.rows) output.store_four(sum[0], token0 + at / kVectors, n);
+#pragma unroll
+      for (int next = 1; next < kTogether; ++next) sum[next - 1] = sum[next];
+    }
   }
 }
 

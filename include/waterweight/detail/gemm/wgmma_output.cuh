@@ -72,21 +72,24 @@ struct wgmma_staging {
            byte % 16;
   }
 
-  /// Stages a warp's 16 channels: d[4j + e] is the sum of token 8j + 2q + e % 2 and channel
-  /// g + e / 2 * 8, lane = 4g + q. value(sum, e / 2, token) finishes it.
-  template <class Value>
-  __device__ __forceinline__ void write(const float (&d)[Chunk / 2], const Value& value) const {
+  /// Stages a warp's 16 channels from token `first` on, first % 8 == 0: d[4j + e] is the sum of
+  /// token first + 8j + 2q + e % 2 and channel g + e / 2 * 8, lane = 4g + q. value(sum, e / 2, token)
+  /// finishes it.
+  template <int Registers, class Value>
+  __device__ __forceinline__ void write(const float (&d)[Registers], int first,
+                                        const Value& value) const {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int first_channel = threadIdx.x % 128 / 32 * 16;
+    std::byte* const rows = base + first * 128;
     if constexpr (sizeof(Out) == 2) {
       const std::uint32_t row =
-          shared_address(base + offset(lane % 8, first_channel + lane / 8 % 2 * 8));
+          shared_address(rows + offset(lane % 8, first_channel + lane / 8 % 2 * 8));
 #pragma unroll
-      for (int j = 0; j < Chunk / 8; ++j) {
+      for (int j = 0; j < Registers / 4; ++j) {
+        const int token = first + 8 * j + 2 * q;
         std::uint32_t pairs[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int token = 8 * j + 2 * q;
           const Out two[2] = {value(d[4 * j + 2 * h], h, token),
                               value(d[4 * j + 2 * h + 1], h, token + 1)};
           memcpy(&pairs[h], two, sizeof pairs[h]);
@@ -97,10 +100,11 @@ struct wgmma_staging {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int token = 2 * q + e % 2;
-        std::byte* const at = base + offset(token, first_channel + g + e / 2 * 8);
+        std::byte* const at = rows + offset(token, first_channel + g + e / 2 * 8);
 #pragma unroll
-        for (int j = 0; j < Chunk / 8; ++j) {
-          *reinterpret_cast<Out*>(at + j * 1024) = value(d[4 * j + e], e / 2, token + 8 * j);
+        for (int j = 0; j < Registers / 4; ++j) {
+          *reinterpret_cast<Out*>(at + j * 1024) =
+              value(d[4 * j + e], e / 2, first + token + 8 * j);
         }
       }
     }
