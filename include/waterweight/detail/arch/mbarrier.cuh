@@ -65,21 +65,6 @@ __device__ __forceinline__ int cluster_rank() {
   return rank;
 }
 
-/// Four floats from shared memory of block `rank` of the cluster; `address` as in one's own.
-__device__ __forceinline__ float4 load_cluster_float4(std::uint32_t address, int rank) {
-  float4 value;
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n"
-      "}\n"
-      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-      : "r"(address), "r"(rank)
-      : "memory");
-  return value;
-}
-
 #endif
 
 }  // namespace detail

@@ -74,6 +74,7 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
 #define WATERWEIGHT_WGMMA_TEXT_32                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WATERWEIGHT_WGMMA_TEXT_44 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43"
 #define WATERWEIGHT_WGMMA_TEXT_64                                                    \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
@@ -91,6 +92,9 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
   WATERWEIGHT_WGMMA_D4(i), WATERWEIGHT_WGMMA_D4(i + 4), WATERWEIGHT_WGMMA_D4(i + 8), \
       WATERWEIGHT_WGMMA_D4(i + 12)
 #define WATERWEIGHT_WGMMA_D32(i) WATERWEIGHT_WGMMA_D16(i), WATERWEIGHT_WGMMA_D16(i + 16)
+#define WATERWEIGHT_WGMMA_D44(i)                                                  \
+  WATERWEIGHT_WGMMA_D32(i), WATERWEIGHT_WGMMA_D4(i + 32), WATERWEIGHT_WGMMA_D4(i + 36), \
+      WATERWEIGHT_WGMMA_D4(i + 40)
 #define WATERWEIGHT_WGMMA_D64(i) WATERWEIGHT_WGMMA_D32(i), WATERWEIGHT_WGMMA_D32(i + 32)
 #define WATERWEIGHT_WGMMA_D88(i)                                          \
   WATERWEIGHT_WGMMA_D64(i), WATERWEIGHT_WGMMA_D16(i + 64), WATERWEIGHT_WGMMA_D4(i + 80), \
@@ -120,6 +124,8 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
 #define WATERWEIGHT_WGMMA_SHAPES(T, TYPE)                                                          \
   WATERWEIGHT_WGMMA(T, TYPE, 64, WATERWEIGHT_WGMMA_TEXT_32, WATERWEIGHT_WGMMA_D32, 32, 33, 34, 35, \
                     36)                                                                            \
+  WATERWEIGHT_WGMMA(T, TYPE, 88, WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_44,              \
+                    WATERWEIGHT_WGMMA_D44, 44, 45, 46, 47, 48)                                     \
   WATERWEIGHT_WGMMA(T, TYPE, 128, WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64,             \
                     WATERWEIGHT_WGMMA_D64, 64, 65, 66, 67, 68)                                     \
   WATERWEIGHT_WGMMA(                                                                               \
@@ -131,7 +137,7 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
       WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64 WATERWEIGHT_WGMMA_TEXT_128,              \
       WATERWEIGHT_WGMMA_D128, 128, 129, 130, 131, 132)
 
-/// The instruction for operands of T (__half or __nv_bfloat16) and 64, 128, 176 or 256 tokens.
+/// The instruction for operands of T (__half or __nv_bfloat16) and 64, 88, 128, 176 or 256 tokens.
 template <class T, int Tokens>
 struct wgmma;
 WATERWEIGHT_WGMMA_SHAPES(__half, "f16")
@@ -141,12 +147,14 @@ WATERWEIGHT_WGMMA_SHAPES(__nv_bfloat16, "bf16")
 #undef WATERWEIGHT_WGMMA_D128
 #undef WATERWEIGHT_WGMMA_D88
 #undef WATERWEIGHT_WGMMA_D64
+#undef WATERWEIGHT_WGMMA_D44
 #undef WATERWEIGHT_WGMMA_D32
 #undef WATERWEIGHT_WGMMA_D16
 #undef WATERWEIGHT_WGMMA_D4
 #undef WATERWEIGHT_WGMMA_TEXT_128
 #undef WATERWEIGHT_WGMMA_TEXT_88
 #undef WATERWEIGHT_WGMMA_TEXT_64
+#undef WATERWEIGHT_WGMMA_TEXT_44
 #undef WATERWEIGHT_WGMMA_TEXT_32
 #undef WATERWEIGHT_WGMMA
 

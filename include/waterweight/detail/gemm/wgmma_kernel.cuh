@@ -8,8 +8,7 @@
 //
 // Where tiles fill the card, blocks are persistent: TMA stores one tile while the next is computed,
 // and clusters of two may share their rows of X. Where they do not, a cluster shares one tile: each
-// block sums a part of K, and the parts are added in the order of K through distributed shared
-// memory.
+// block sums a part of K, and the parts are added in the order of K.
 #pragma once
 
 #include <waterweight/detail/arch/bulk_copy.cuh>
@@ -21,6 +20,7 @@
 #include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/detail/arch/wgmma.cuh>
 #include <waterweight/detail/gemm/wgmma_output.cuh>
+#include <waterweight/detail/gemm/wgmma_parts.cuh>
 #include <waterweight/detail/gemm/wgmma_schedule.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -284,11 +284,42 @@ struct wgmma_consumer {
       shared_to_async_fence();
       named_barrier(barrier, 128);
       if (!output.aligned) {
-        place.store_unaligned(output, m0, n0);
+        place.store_directly(output, m0, n0, P.chunk);
       } else if (leader) {
         place.store(y_map, m0, n0, output.w.rows);
         tma_store_commit();
       }
+    }
+  }
+
+  /// Adds and stores what this block owns of a tile whose K is shared; `staging` is this
+  /// warpgroup's.
+  template <class Out, class Epilogue>
+  __device__ __forceinline__ void store(std::byte* staging,
+                                        const wgmma_output<Element, Out, Epilogue>& output,
+                                        const wgmma_parts<Tile>& parts, int row0, int token0) {
+    constexpr int kGroups = P.chunk / 8;
+    const int n0 = row0 + threadIdx.x / 128 * 64;
+    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const int barrier = 1 + threadIdx.x / 128;
+    const wgmma_staging<Out, P.chunk> place{staging};
+    mbarrier_wait(parts.barrier, 0);
+    if (n0 >= output.w.rows) return;
+    for (int begin = 0; begin < parts.owned(); begin += kGroups) {
+      const int count = min(kGroups, parts.owned() - begin);
+      const int m0 = token0 + 8 * (parts.first_group(parts.rank) + begin);
+      if (begin > 0) named_barrier(barrier, 128);
+#pragma unroll 1
+      for (int group = 0; group < count; ++group) {
+        float sums[4];
+        parts.add(sums, begin + group);
+        place.write(sums, 8 * group, [&](float sum, int half, int token) {
+          return output.finish(sum, scales[half], m0 + token, n + 8 * half);
+        });
+      }
+      named_barrier(barrier, 128);
+      place.store_directly(output, m0, n0, 8 * count);
     }
   }
 
@@ -303,55 +334,6 @@ struct wgmma_consumer {
     }
   }
 };
-
-/// The sum of what `Parts` blocks of the cluster have at a shared address.
-template <int Parts>
-__device__ __forceinline__ float4 wgmma_add_parts(std::uint32_t address) {
-  float4 part[Parts];
-#pragma unroll
-  for (int p = 0; p < Parts; ++p) part[p] = load_cluster_float4(address, p);
-  float4 sum = part[0];
-#pragma unroll
-  for (int p = 1; p < Parts; ++p) {
-    sum = make_float4(sum.x + part[p].x, sum.y + part[p].y, sum.z + part[p].z, sum.w + part[p].w);
-  }
-  return sum;
-}
-
-/// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
-/// tokens in each block, and stores.
-template <wgmma_tile Tile, int Parts = 2, class Output>
-__device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
-                                                  int blocks, int row0, int token0) {
-  if constexpr (Parts < kWgmmaMaxSplits) {
-    if (blocks != Parts) {
-      return wgmma_store_parts<Tile, Parts + 1>(sums, output, rank, blocks, row0, token0);
-    }
-  }
-  constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  constexpr int kPitch = wgmma_sum_pitch(P.rows()), kVectors = P.rows() / 4;
-  // The tokens of a thread's loads that are under way together.
-  constexpr int kTogether = Parts <= 2 ? 4 : Parts <= 4 ? 2 : 1;
-  const int tokens = min(P.tokens, output.m_count - token0);
-  const int begin = tokens * rank / Parts * kVectors, end = tokens * (rank + 1) / Parts * kVectors;
-  for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kTogether * P.consumers()) {
-    float4 sum[kTogether];
-#pragma unroll
-    for (int t = 0; t < kTogether; ++t) {
-      const int at = min(i + t * P.consumers(), end - 1);
-      sum[t] = wgmma_add_parts<Parts>(
-          shared_address(sums + at / kVectors * kPitch + at % kVectors * 4));
-    }
-#pragma unroll 1
-    for (int t = 0; t < kTogether; ++t) {
-      const int at = i + t * P.consumers();
-      const int n = row0 + at % kVectors * 4;
-      if (at < end && n < output.w.rows) output.store_four(sum[0], token0 + at / kVectors, n);
-#pragma unroll
-      for (int next = 1; next < kTogether; ++next) sum[next - 1] = sum[next];
-    }
-  }
-}
 
 #endif  // sm_90a
 
@@ -368,7 +350,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
   constexpr wgmma_policy P = wgmma_policy_of(Tile);
   constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   extern __shared__ std::byte dynamic_shared[];
-  __shared__ alignas(16) std::uint64_t barriers[2 * L.stages];
+  __shared__ alignas(16) std::uint64_t barriers[2 * L.stages + 1];
   const std::uint32_t unaligned = shared_address(dynamic_shared);
   const std::uint32_t padding = (1024 - unaligned % 1024) % 1024;
 
@@ -386,6 +368,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       mbarrier_init(barriers + 2 * i, 1);
       mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * schedule.sharing());
     }
+    mbarrier_init(barriers + 2 * L.stages, 1);
     mbarrier_init_fence();
   }
   // A block may copy into another's shared memory as soon as its barriers are there.
@@ -403,7 +386,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     }
     __syncwarp();
     if (splits > 1) {
-      cluster_arrive();
+      cluster_arrive_relaxed();
       cluster_wait();
     }
   } else {
@@ -413,26 +396,27 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     schedule.for_each_segment([&](const wgmma_segment& s) {
       constexpr wgmma_policy policy = wgmma_policy_of(Tile);
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
+      std::byte* const staging = dynamic_shared + padding + layout.ring_bytes() +
+                                 threadIdx.x / 128 * layout.staging;
       consumer.accumulate(s.end - s.begin);
       if (splits == 1) {
-        std::byte* const staging = dynamic_shared + padding + layout.ring_bytes() +
-                                   threadIdx.x / 128 * layout.staging;
         consumer.store(staging, output, y_map, s.row0, s.token0);
       } else {
-        // The stages, which other warpgroups may still read, are where partial sums go.
-        named_barrier(1, policy.consumers());
-        float* const sums = reinterpret_cast<float*>(dynamic_shared + padding);
-        wgmma_write_sums(consumer.d, sums + threadIdx.x / 32 * 16,
-                         wgmma_sum_pitch(policy.rows()));
-        cluster_arrive();
+        const int tokens = min(policy.tokens, output.m_count - s.token0);
+        const wgmma_parts<Tile> parts{schedule.rank, splits, (tokens + 7) / 8, first_stage,
+                                      first_barrier + 16 * layout.stages};
+        if (threadIdx.x == 0) parts.expect();
+        // The others' stages, where sums go, have been read.
+        cluster_arrive_relaxed();
         cluster_wait();
-        wgmma_store_parts<Tile>(sums, output, schedule.rank, splits, s.row0, s.token0);
+        parts.send(consumer.d);
+        consumer.store(staging, output, parts, s.row0, s.token0);
       }
     });
     tma_store_wait_read<0>();
   }
-  // Nobody leaves while others of the cluster may still reach its shared memory.
-  if (schedule.blocks > 1) {
+  // Nobody leaves while another block may still copy into its shared memory.
+  if (schedule.sharing() > 1) {
     cluster_arrive_relaxed();
     cluster_wait();
   }

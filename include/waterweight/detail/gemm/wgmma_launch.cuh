@@ -36,6 +36,14 @@ struct wgmma_launcher {
         return run<wgmma_tile::rows192_tokens128>(device, plan.splits);
       case wgmma_tile::rows128_tokens176:
         return run<wgmma_tile::rows128_tokens176>(device, plan.splits);
+      case wgmma_tile::rows128_tokens88:
+        return run<wgmma_tile::rows128_tokens88>(device, plan.splits);
+      case wgmma_tile::x64:
+        return run<wgmma_tile::x64>(device, plan.splits);
+      case wgmma_tile::x128:
+        return run<wgmma_tile::x128>(device, plan.splits);
+      case wgmma_tile::y128:
+        return run<wgmma_tile::y128>(device, plan.splits);
       default:
         return run<wgmma_tile::rows128_tokens256>(device, plan.splits);
     }

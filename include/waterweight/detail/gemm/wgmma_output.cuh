@@ -32,26 +32,6 @@ struct wgmma_output {
   __device__ __forceinline__ Out finish(float sum, float scale, int m, int n) const {
     return from_float<Out>(epilogue(sum * scale, min(m, m_count - 1), min(n, w.rows - 1)));
   }
-
-  /// Finishes and stores channels n to n + 3, of which any may lie outside, n % 4 == 0.
-  __device__ __forceinline__ void store_four(float4 sum, int m, int n) const {
-    struct alignas(4 * sizeof(Out)) four {
-      Out value[4];
-    };
-    const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
-    four finished;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) finished.value[i] = finish(sums[i], scale(n + i), m, n + i);
-    Out* const to = y + m * ld + n;
-    if (aligned && n + 3 < w.rows) {
-      *reinterpret_cast<four*>(to) = finished;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (n + i < w.rows) to[i] = finished.value[i];
-      }
-    }
-  }
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -119,34 +99,27 @@ struct wgmma_staging {
     }
   }
 
-  /// By the whole warpgroup: the same for a Y without a tensor map.
+  /// By the whole warpgroup: stores the first `tokens` itself, to any Y.
   template <class Output>
-  __device__ __forceinline__ void store_unaligned(const Output& output, int m, int n) const {
-    for (int i = threadIdx.x % 128; i < Chunk * 64; i += 128) {
-      const int token = i / 64, channel = i % 64;
-      if (m + token < output.m_count && n + channel < output.w.rows) {
-        output.y[(m + token) * output.ld + n + channel] =
-            *reinterpret_cast<const Out*>(base + offset(token, channel));
+  __device__ __forceinline__ void store_directly(const Output& output, int m, int n,
+                                                 int tokens) const {
+    constexpr int kVector = 16 / static_cast<int>(sizeof(Out)), kVectors = 64 / kVector;
+    tokens = min(tokens, output.m_count - m);
+    for (int i = threadIdx.x % 128; i < tokens * kVectors; i += 128) {
+      const int token = i / kVectors, channel = i % kVectors * kVector;
+      const std::byte* const from = base + offset(token, channel);
+      Out* const to = output.y + (m + token) * output.ld + n + channel;
+      if (output.aligned && n + channel + kVector <= output.w.rows) {
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+      } else {
+        const int count = min(kVector, output.w.rows - n - channel);
+        for (int c = 0; c < count; ++c) to[c] = reinterpret_cast<const Out*>(from)[c];
       }
     }
   }
 };
 
 #endif  // sm_90a
-
-/// Writes a warp's 16 rows of sums to `sums`, where that of its first row and token 0 belongs;
-/// tokens are `pitch` floats apart.
-template <int Registers>
-__device__ __forceinline__ void wgmma_write_sums(const float (&d)[Registers], float* sums,
-                                                 int pitch) {
-  const int lane = threadIdx.x % 32;
-  float* const base = sums + 2 * (lane % 4) * pitch + lane / 4;
-#pragma unroll
-  for (int j = 0; j < Registers / 4; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) base[(8 * j + e % 2) * pitch + e / 2 * 8] = d[4 * j + e];
-  }
-}
 
 }  // namespace detail
 WATERWEIGHT_ARCH_NAMESPACE_END

@@ -13,8 +13,10 @@ enum class wgmma_tile {
   rows192_tokens128,
   rows128_tokens176,  ///< where tiles of 256 tokens leave too many SMs idle
   rows128_tokens256,
+  rows128_tokens88,
+  x64, x128, y128,
 };
-inline constexpr int kWgmmaTiles = 6;
+inline constexpr int kWgmmaTiles = 10;
 inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 inline constexpr int kWgmmaBlockK = 64;  ///< K elements per block of K: 128 bytes of X
@@ -47,6 +49,14 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) 
   switch (tile) {
     case wgmma_tile::rows128_tokens64:
       return {2, 64, 1, 64};
+    case wgmma_tile::rows128_tokens88:
+      return {2, 88, 1, 88};
+    case wgmma_tile::x64:
+      return {2, 64, 2, 64};
+    case wgmma_tile::x128:
+      return {2, 128, 2, 64};
+    case wgmma_tile::y128:
+      return {3, 128, 2, 64};
     case wgmma_tile::rows192_tokens64:
       return {3, 64, 1, 64};
     case wgmma_tile::rows128_tokens128:
@@ -60,12 +70,9 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) 
   }
 }
 
-/// Floats between the tokens of `rows` partial sums in shared memory: what a warp writes together,
-/// four pairs of tokens by eight rows, then meets 32 different banks.
-WATERWEIGHT_HOST_DEVICE constexpr int wgmma_sum_pitch(int rows) { return rows + 4; }
-
 /// What a tile with weights of `element_bytes` takes of dynamic shared memory, from a multiple of
-/// 1024: the stages, then the staging of finished values. Partial sums lie over the stages.
+/// 1024: the stages, then the staging of finished values. Sums that other
+/// blocks send lie over the stages.
 struct wgmma_layout {
   int blocks;   ///< of K in a stage
   int w_bytes;  ///< of a stage: rows of 64 or 128 bytes, as wide as the swizzle
