@@ -130,8 +130,8 @@ struct wgmma_consumer {
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
   float d[P.tokens / 2];
 
-  /// The calling warp has read the stage before the current one: tells whoever writes to it.
-  __device__ __forceinline__ void release() const {
+  /// The calling warp has read a stage, whose barrier is `used`: tells whoever writes to it.
+  __device__ __forceinline__ void release(std::uint32_t used) const {
     const int lane = threadIdx.x % 32;
     if (P.multicast > 1 && sharing > 1) {
       if (lane < P.multicast) mbarrier_arrive_at(used, lane);
@@ -177,52 +177,52 @@ struct wgmma_consumer {
     }
   }
 
-  /// The block before the current one is done: its stage is released after the last of its blocks.
-  template <int Block>
-  __device__ __forceinline__ void retire(bool first) {
-    wgmma_wait<1>();
-    if (Block == 0 && !first) release();
-    if (Block + 1 == L.blocks) {
-      used = ring.free();
-      ring.advance();
-    }
+  /// The products of the stage before the current one are done.
+  __device__ __forceinline__ void leave_stage() {
+    used = ring.free();
+    ring.advance();
   }
 
-  /// Multiplies a block of the current stage and prepares the one after it. The tensor cores take an
-  /// instruction with A in registers only when they are done with the one before: INT8 weights are
-  /// converted between the instructions, or they would not be converted while these run.
+  /// Multiplies a block of the current stage and prepares the one after it. INT8 weights are
+  /// converted between the instructions, each into the registers of the one kSteps before, so that
+  /// as many wait for the tensor cores.
   template <int Block>
   __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
                                        bool last) {
-    const std::uint32_t x = ring.x(Block) >> 4;
-    wgmma_fence();
+    const std::uint32_t x = ring.x(Block) >> 4, before = used;
     if constexpr (is_quantized_v<Element>) {
       constexpr int kNext = (Block + 1) % L.blocks * kSteps;
-      instruction::multiply(d, now[0], wgmma_descriptor(x));
-      wgmma_commit();
-      retire<Block>(first);
-      if (Block + 1 == L.blocks && !last) mbarrier_wait(ring.filled, ring.parity);
-      // After the last block this converts bytes of no meaning: a branch would cost more.
       std::uint32_t raw[2][4];
-      load(raw[0], kNext);
 #pragma unroll
-      for (int j = 1; j < kSteps; ++j) {
-        load(raw[j % 2], kNext + j);
-        convert(next[j - 1], raw[(j - 1) % 2]);
+      for (int j = 0; j < kSteps; ++j) {
         wgmma_fence();
         instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
+        wgmma_commit();
+        if (j == 0) {
+          if (Block + 1 == L.blocks) {
+            leave_stage();
+            if (!last) mbarrier_wait(ring.filled, ring.parity);
+          }
+          // After the last block this converts bytes of no meaning: a branch would cost more.
+          load(raw[0], kNext);
+        }
+        if (j + 1 < kSteps) load(raw[(j + 1) % 2], kNext + j + 1);
+        wgmma_wait<kSteps>();
+        convert(next[j], raw[j % 2]);
       }
-      wgmma_commit();
-      convert(next[kSteps - 1], raw[(kSteps - 1) % 2]);
+      if (Block == 0 && !first) release(before);
     } else {
       const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
       const std::uint32_t w = (ring.stage + rows) >> 4;
+      wgmma_fence();
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
         instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
       }
       wgmma_commit();
-      retire<Block>(first);
+      wgmma_wait<1>();
+      if (!first) release(before);
+      leave_stage();
       if (!last) receive(next);
     }
   }
@@ -248,7 +248,7 @@ struct wgmma_consumer {
     } while (++k < stages);
     wgmma_wait<0>();
     wgmma_pin(d);
-    release();
+    release(used);
   }
 
   /// Hands a tile to the copy engine, chunk by chunk; `staging` is this warpgroup's.

@@ -80,11 +80,13 @@ struct wgmma_staging {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int token = 2 * q + e % 2;
-        std::byte* const at = rows + offset(token, first_channel + g + e / 2 * 8);
+        const std::uint32_t at =
+            shared_address(rows + offset(token, first_channel + g + e / 2 * 8));
 #pragma unroll
         for (int j = 0; j < Registers / 4; ++j) {
-          *reinterpret_cast<Out*>(at + j * 1024) =
-              value(d[4 * j + e], e / 2, first + token + 8 * j);
+          const Out finished = value(d[4 * j + e], e / 2, first + token + 8 * j);
+          // A store that the compiler does not know of lets it read ahead for all values at once.
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + j * 1024), "f"(finished));
         }
       }
     }
