@@ -92,11 +92,11 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
   WATERWEIGHT_WGMMA_D4(i), WATERWEIGHT_WGMMA_D4(i + 4), WATERWEIGHT_WGMMA_D4(i + 8), \
       WATERWEIGHT_WGMMA_D4(i + 12)
 #define WATERWEIGHT_WGMMA_D32(i) WATERWEIGHT_WGMMA_D16(i), WATERWEIGHT_WGMMA_D16(i + 16)
-#define WATERWEIGHT_WGMMA_D44(i)                                                  \
+#define WATERWEIGHT_WGMMA_D44(i)                                                        \
   WATERWEIGHT_WGMMA_D32(i), WATERWEIGHT_WGMMA_D4(i + 32), WATERWEIGHT_WGMMA_D4(i + 36), \
       WATERWEIGHT_WGMMA_D4(i + 40)
 #define WATERWEIGHT_WGMMA_D64(i) WATERWEIGHT_WGMMA_D32(i), WATERWEIGHT_WGMMA_D32(i + 32)
-#define WATERWEIGHT_WGMMA_D88(i)                                          \
+#define WATERWEIGHT_WGMMA_D88(i)                                                         \
   WATERWEIGHT_WGMMA_D64(i), WATERWEIGHT_WGMMA_D16(i + 64), WATERWEIGHT_WGMMA_D4(i + 80), \
       WATERWEIGHT_WGMMA_D4(i + 84)
 #define WATERWEIGHT_WGMMA_D128(i) WATERWEIGHT_WGMMA_D64(i), WATERWEIGHT_WGMMA_D64(i + 64)
@@ -128,10 +128,9 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
                     WATERWEIGHT_WGMMA_D44, 44, 45, 46, 47, 48)                                     \
   WATERWEIGHT_WGMMA(T, TYPE, 128, WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64,             \
                     WATERWEIGHT_WGMMA_D64, 64, 65, 66, 67, 68)                                     \
-  WATERWEIGHT_WGMMA(                                                                               \
-      T, TYPE, 176,                                                                                \
-      WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64 WATERWEIGHT_WGMMA_TEXT_88,               \
-      WATERWEIGHT_WGMMA_D88, 88, 89, 90, 91, 92)                                                   \
+  WATERWEIGHT_WGMMA(T, TYPE, 176,                                                                  \
+                    WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64 WATERWEIGHT_WGMMA_TEXT_88, \
+                    WATERWEIGHT_WGMMA_D88, 88, 89, 90, 91, 92)                                     \
   WATERWEIGHT_WGMMA(                                                                               \
       T, TYPE, 256,                                                                                \
       WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64 WATERWEIGHT_WGMMA_TEXT_128,              \

@@ -2,9 +2,9 @@
 //
 // W is wgmma's A operand, 64 rows per warpgroup, because A alone may come from registers, where
 // INT8 turns into 16 bit; X is B and stays in shared memory as TMA lays it. The sums are those of
-// Y^T. One warp copies stages of 64 or 128 K elements ahead of the consumers; these convert the next
-// block's weights while the tensor cores work on the current one. 16-bit weights go the same way
-// with A in shared memory and nothing to convert.
+// Y^T. One warp copies stages of 64 or 128 K elements ahead of the consumers; these convert the
+// next block's weights while the tensor cores work on the current one. 16-bit weights go the same
+// way with A in shared memory and nothing to convert.
 //
 // Where tiles fill the card, blocks are persistent: TMA stores one tile while the next is computed,
 // and clusters of two may share their rows of X. Where they do not, a cluster shares one tile: each
@@ -85,16 +85,16 @@ struct wgmma_producer {
 #pragma unroll
         for (int part = 0; part < P.multicast; ++part) {
           constexpr int kShare = P.tokens / P.multicast;
-          tma_load(to.x(block) + part * kShare * kWgmmaBlockK * 2, x_map,
-                   s.token0 + part * kShare, column, to.filled);
+          tma_load(to.x(block) + part * kShare * kWgmmaBlockK * 2, x_map, s.token0 + part * kShare,
+                   column, to.filled);
         }
       }
     }
   }
 
   /// The weights of the first stages may be on their way before earlier kernels have ended.
-  __device__ __forceinline__ void run(ring to, bool early_weights) const {
-    if (!early_weights) wait_for_earlier_kernels();
+  __device__ __forceinline__ void run(ring to, wgmma_start start) const {
+    if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
     bool first = true;
     schedule.for_each_segment([&](const wgmma_segment& s) {
       int stage = s.begin;
@@ -103,7 +103,7 @@ struct wgmma_producer {
         const int ahead = min(L.stages, s.end - s.begin);
         ring early = to;
         for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
-        wait_for_earlier_kernels();
+        if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();
         launch_dependents();
         for (int i = 0; i < ahead; ++i, to.advance()) load_x(to, s, stage + i);
         stage += ahead;
@@ -130,8 +130,8 @@ struct wgmma_consumer {
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
   float d[P.tokens / 2];
 
-  /// The calling warp has read a stage, whose barrier is `used`: tells whoever writes to it.
-  __device__ __forceinline__ void release(std::uint32_t used) const {
+  /// The calling warp has read the stage before the current one: tells whoever writes to it.
+  __device__ __forceinline__ void release() const {
     const int lane = threadIdx.x % 32;
     if (P.multicast > 1 && sharing > 1) {
       if (lane < P.multicast) mbarrier_arrive_at(used, lane);
@@ -148,8 +148,8 @@ struct wgmma_consumer {
     constexpr int kPitch = L.stage_k();
     const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
     const int flip = kPitch == 128 ? group : group / 2 % 4;
-    const std::uint32_t vector = ring.stage + (threadIdx.x / 32 * 16 + group) * kPitch +
-                                 2 * quad + 16 * (k16 ^ flip);
+    const std::uint32_t vector =
+        ring.stage + (threadIdx.x / 32 * 16 + group) * kPitch + 2 * quad + 16 * (k16 ^ flip);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       asm volatile("ld.shared.u16 %0, [%1];"
@@ -177,52 +177,52 @@ struct wgmma_consumer {
     }
   }
 
-  /// The products of the stage before the current one are done.
-  __device__ __forceinline__ void leave_stage() {
-    used = ring.free();
-    ring.advance();
+  /// The block before the current one is done: its stage is released after the last of its blocks.
+  template <int Block>
+  __device__ __forceinline__ void retire(bool first) {
+    wgmma_wait<1>();
+    if (Block == 0 && !first) release();
+    if (Block + 1 == L.blocks) {
+      used = ring.free();
+      ring.advance();
+    }
   }
 
-  /// Multiplies a block of the current stage and prepares the one after it. INT8 weights are
-  /// converted between the instructions, each into the registers of the one kSteps before, so that
-  /// as many wait for the tensor cores.
+  /// Multiplies a block of the current stage and prepares the one after it. The tensor cores take
+  /// an instruction with A in registers only when they are done with the one before: INT8 weights
+  /// are converted between the instructions, or they would not be converted while these run.
   template <int Block>
   __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
                                        bool last) {
-    const std::uint32_t x = ring.x(Block) >> 4, before = used;
+    const std::uint32_t x = ring.x(Block) >> 4;
+    wgmma_fence();
     if constexpr (is_quantized_v<Element>) {
       constexpr int kNext = (Block + 1) % L.blocks * kSteps;
+      instruction::multiply(d, now[0], wgmma_descriptor(x));
+      wgmma_commit();
+      retire<Block>(first);
+      if (Block + 1 == L.blocks && !last) mbarrier_wait(ring.filled, ring.parity);
+      // After the last block this converts bytes of no meaning: a branch would cost more.
       std::uint32_t raw[2][4];
+      load(raw[0], kNext);
 #pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
+      for (int j = 1; j < kSteps; ++j) {
+        load(raw[j % 2], kNext + j);
+        convert(next[j - 1], raw[(j - 1) % 2]);
         wgmma_fence();
         instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
-        wgmma_commit();
-        if (j == 0) {
-          if (Block + 1 == L.blocks) {
-            leave_stage();
-            if (!last) mbarrier_wait(ring.filled, ring.parity);
-          }
-          // After the last block this converts bytes of no meaning: a branch would cost more.
-          load(raw[0], kNext);
-        }
-        if (j + 1 < kSteps) load(raw[(j + 1) % 2], kNext + j + 1);
-        wgmma_wait<kSteps>();
-        convert(next[j], raw[j % 2]);
       }
-      if (Block == 0 && !first) release(before);
+      wgmma_commit();
+      convert(next[kSteps - 1], raw[(kSteps - 1) % 2]);
     } else {
       const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
       const std::uint32_t w = (ring.stage + rows) >> 4;
-      wgmma_fence();
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
         instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
       }
       wgmma_commit();
-      wgmma_wait<1>();
-      if (!first) release(before);
-      leave_stage();
+      retire<Block>(first);
       if (!last) receive(next);
     }
   }
@@ -248,7 +248,7 @@ struct wgmma_consumer {
     } while (++k < stages);
     wgmma_wait<0>();
     wgmma_pin(d);
-    release(used);
+    release();
   }
 
   /// Hands a tile to the copy engine, chunk by chunk; `staging` is this warpgroup's.
@@ -257,20 +257,22 @@ struct wgmma_consumer {
                                         const wgmma_output<Element, Out, Epilogue>& output,
                                         const CUtensorMap& y_map, int row0, int token0) {
     constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
-    // What is unrolled: an epilogue may be long.
-    constexpr int kStep = P.chunk % 32 == 0 ? 32 : P.chunk;
+    // What is unrolled: an epilogue may be long, but what it reads should be read together.
+    constexpr int kStep = P.chunk % 64 != 0                      ? P.chunk
+                          : P.warpgroups > 2 && sizeof(Out) == 4 ? 16
+                                                                 : 32;
+    constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
     const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     const float scales[2] = {output.scale(n), output.scale(n + 8)};
     const bool leader = threadIdx.x % 128 == 0;
     const int barrier = 1 + threadIdx.x / 128;
-#pragma unroll 1
+#pragma unroll kUnrolled
     for (int chunk = 0; chunk < P.tokens / P.chunk; ++chunk) {
       const int m0 = token0 + chunk * P.chunk;
       if (m0 >= output.m_count) break;
-      const wgmma_staging<Out, P.chunk> place{staging +
-                                              chunk % kPlaces * (L.staging / kPlaces)};
+      const wgmma_staging<Out, P.chunk> place{staging + chunk % kPlaces * (L.staging / kPlaces)};
       if (leader) tma_store_wait_read<kPlaces - 1>();
       named_barrier(barrier, 128);
 #pragma unroll 1
@@ -338,14 +340,14 @@ struct wgmma_consumer {
 #endif  // sm_90a
 
 /// Compiled for anything but sm_90a it is empty, and has no static shared memory: what the host
-/// knows it by. splits: see wgmma_plan. early_weights: no kernel that may still run writes to W.
+/// knows it by. splits: see wgmma_cut.
 template <class T, class Element, class Out, class Epilogue, wgmma_tile Tile>
 __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     wgmma_gemm_kernel([[maybe_unused]] const __grid_constant__ CUtensorMap w_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap x_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap y_map,
                       [[maybe_unused]] wgmma_output<Element, Out, Epilogue> output,
-                      [[maybe_unused]] int splits, [[maybe_unused]] bool early_weights) {
+                      [[maybe_unused]] int splits, [[maybe_unused]] wgmma_start start) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr wgmma_policy P = wgmma_policy_of(Tile);
   constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
@@ -382,7 +384,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
   if (threadIdx.x >= P.consumers()) {
     if constexpr (P.wide()) set_register_limit<P.producer_registers(), false>();
     if (threadIdx.x == P.consumers()) {
-      wgmma_producer<Element, Tile>{w_map, x_map, schedule}.run(ring, early_weights);
+      wgmma_producer<Element, Tile>{w_map, x_map, schedule}.run(ring, start);
     }
     __syncwarp();
     if (splits > 1) {
@@ -391,13 +393,19 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     }
   } else {
     if constexpr (P.wide()) set_register_limit<P.consumer_registers(), true>();
-    wait_for_earlier_kernels();
+    if (start == wgmma_start::beside_earlier) {
+      // Every block of the first launch has waited for what came before it: nothing more to wait
+      // for, but what this SM's L1 holds may be older.
+      __threadfence();
+    } else {
+      wait_for_earlier_kernels();
+    }
     wgmma_consumer<T, Element, Tile> consumer{ring, schedule.sharing()};
     schedule.for_each_segment([&](const wgmma_segment& s) {
       constexpr wgmma_policy policy = wgmma_policy_of(Tile);
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
-      std::byte* const staging = dynamic_shared + padding + layout.ring_bytes() +
-                                 threadIdx.x / 128 * layout.staging;
+      std::byte* const staging =
+          dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
       consumer.accumulate(s.end - s.begin);
       if (splits == 1) {
         consumer.store(staging, output, y_map, s.row0, s.token0);
@@ -415,6 +423,8 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     });
     tma_store_wait_read<0>();
   }
+  // Who waits for this kernel waits for the first launch too.
+  if (start == wgmma_start::beside_earlier) wait_for_earlier_kernels();
   // Nobody leaves while another block may still copy into its shared memory.
   if (schedule.sharing() > 1) {
     cluster_arrive_relaxed();

@@ -22,6 +22,7 @@ struct wgmma_output {
   std::int64_t ld;
   int m_count;
   bool aligned;  ///< rows of Y start on 16-byte boundaries: there is a tensor map of it
+  int first_n;   ///< what the epilogue knows channel 0 as: W and Y may be a part of the caller's
   Epilogue epilogue;
 
   __device__ __forceinline__ float scale(int n) const {
@@ -30,7 +31,8 @@ struct wgmma_output {
 
   /// The value of y[m, n]; outside of Y anything.
   __device__ __forceinline__ Out finish(float sum, float scale, int m, int n) const {
-    return from_float<Out>(epilogue(sum * scale, min(m, m_count - 1), min(n, w.rows - 1)));
+    return from_float<Out>(
+        epilogue(sum * scale, min(m, m_count - 1), first_n + min(n, w.rows - 1)));
   }
 };
 
@@ -53,40 +55,33 @@ struct wgmma_staging {
   }
 
   /// Stages a warp's 16 channels from token `first` on, first % 8 == 0: d[4j + e] is the sum of
-  /// token first + 8j + 2q + e % 2 and channel g + e / 2 * 8, lane = 4g + q. value(sum, e / 2, token)
-  /// finishes it.
+  /// token first + 8j + 2q + e % 2 and channel g + e / 2 * 8, lane = 4g + q. value(sum, e / 2,
+  /// token) finishes it.
   template <int Registers, class Value>
   __device__ __forceinline__ void write(const float (&d)[Registers], int first,
                                         const Value& value) const {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int first_channel = threadIdx.x % 128 / 32 * 16;
     std::byte* const rows = base + first * 128;
-    if constexpr (sizeof(Out) == 2) {
-      const std::uint32_t row =
-          shared_address(rows + offset(lane % 8, first_channel + lane / 8 % 2 * 8));
+    // All values before any store: what the epilogue reads is then read together.
+    Out finished[Registers];
 #pragma unroll
-      for (int j = 0; j < Registers / 4; ++j) {
-        const int token = first + 8 * j + 2 * q;
+    for (int i = 0; i < Registers; ++i) {
+      finished[i] = value(d[i], i / 2 % 2, first + i / 4 * 8 + 2 * q + i % 2);
+    }
+#pragma unroll
+    for (int j = 0; j < Registers / 4; ++j) {
+      if constexpr (sizeof(Out) == 2) {
         std::uint32_t pairs[2];
+        memcpy(pairs, finished + 4 * j, sizeof pairs);
+        store_matrices_transposed(
+            shared_address(rows + offset(lane % 8, first_channel + lane / 8 % 2 * 8)) + j * 1024,
+            pairs);
+      } else {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const Out two[2] = {value(d[4 * j + 2 * h], h, token),
-                              value(d[4 * j + 2 * h + 1], h, token + 1)};
-          memcpy(&pairs[h], two, sizeof pairs[h]);
-        }
-        store_matrices_transposed(row + j * 1024, pairs);
-      }
-    } else {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int token = 2 * q + e % 2;
-        const std::uint32_t at =
-            shared_address(rows + offset(token, first_channel + g + e / 2 * 8));
-#pragma unroll
-        for (int j = 0; j < Registers / 4; ++j) {
-          const Out finished = value(d[4 * j + e], e / 2, first + token + 8 * j);
-          // A store that the compiler does not know of lets it read ahead for all values at once.
-          asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + j * 1024), "f"(finished));
+        for (int e = 0; e < 4; ++e) {
+          std::byte* const at = rows + offset(2 * q + e % 2, first_channel + g + e / 2 * 8);
+          *reinterpret_cast<Out*>(at + j * 1024) = finished[4 * j + e];
         }
       }
     }

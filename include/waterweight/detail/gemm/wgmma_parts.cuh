@@ -23,7 +23,9 @@ struct wgmma_parts {
   std::uint32_t buffer;   ///< shared address, the same in all blocks; a tile of floats
   std::uint32_t barrier;  ///< shared address of an mbarrier, the same in all blocks
 
-  __device__ __forceinline__ int first_group(int of_rank) const { return groups * of_rank / blocks; }
+  __device__ __forceinline__ int first_group(int of_rank) const {
+    return groups * of_rank / blocks;
+  }
   __device__ __forceinline__ int owned() const { return first_group(rank + 1) - first_group(rank); }
 
   /// Where this thread's sums of a group, counted from the owner's first, have their place: parts

@@ -14,9 +14,8 @@ enum class wgmma_tile {
   rows128_tokens176,  ///< where tiles of 256 tokens leave too many SMs idle
   rows128_tokens256,
   rows128_tokens88,
-  x64, x128, y128,
 };
-inline constexpr int kWgmmaTiles = 10;
+inline constexpr int kWgmmaTiles = 7;
 inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 inline constexpr int kWgmmaBlockK = 64;  ///< K elements per block of K: 128 bytes of X
@@ -51,12 +50,6 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) 
       return {2, 64, 1, 64};
     case wgmma_tile::rows128_tokens88:
       return {2, 88, 1, 88};
-    case wgmma_tile::x64:
-      return {2, 64, 2, 64};
-    case wgmma_tile::x128:
-      return {2, 128, 2, 64};
-    case wgmma_tile::y128:
-      return {3, 128, 2, 64};
     case wgmma_tile::rows192_tokens64:
       return {3, 64, 1, 64};
     case wgmma_tile::rows128_tokens128:
@@ -105,11 +98,26 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_layout wgmma_layout_of(wgmma_policy p, i
   return {blocks, w_bytes, x_bytes, stages, staging, stages * stage + p.warpgroups * staging};
 }
 
-/// How a product is cut. splits: the blocks of a cluster that share K of one tile; 1: blocks take
-/// tile after tile.
-struct wgmma_plan {
+/// How a product is cut into tiles. splits: the blocks of a cluster that share K of one tile; 1:
+/// blocks take tile after tile.
+struct wgmma_cut {
   wgmma_tile tile;
   int splits;
+};
+
+/// The first `rows` rows of W are cut one way. Those that are left, if any, are computed by a
+/// second launch, on the SMs that the first leaves or never takes.
+struct wgmma_plan {
+  wgmma_cut first;
+  std::int64_t rows;
+  wgmma_cut rest;
+};
+
+/// When a launch of the wgmma kernel may begin.
+enum class wgmma_start {
+  after_earlier_kernels,
+  weights_early,   ///< weights may be read before: no kernel that may still run writes to them
+  beside_earlier,  ///< all of it: the kernel ahead is the first launch of the same product
 };
 
 }  // namespace detail

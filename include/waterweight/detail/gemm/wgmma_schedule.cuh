@@ -16,8 +16,9 @@ struct wgmma_segment {
 };
 
 /// Work goes to clusters in units. Where K is not split, blocks are persistent, and a unit is tiles
-/// of neighbouring rows of W and the same tokens, one for each block that shares rows of X. Clusters
-/// that run together share rows of X and of W: tokens vary first, in groups whose X the L2 can hold.
+/// of neighbouring rows of W and the same tokens, one for each block that shares rows of X.
+/// Clusters that run together share rows of X and of W: tokens vary first, in groups whose X the L2
+/// can hold.
 ///
 /// Where K is split, each cluster has one unit, a tile, and each of its blocks a part of K.
 template <wgmma_tile Tile>
