@@ -119,12 +119,12 @@ TYPED_TEST(WgmmaGemmTest, EveryNumberOfBlocksThatShareK) {
 
 TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTiles) {
   std::mt19937 generator(23);
-  for (int blocks : {1, 2, 6, 14}) {
+  for (int blocks : {1, 6}) {
     this->device.sm_count = blocks;
     for (wgmma_tile tile : kTiles) {
       this->early_weights = !this->early_weights;
       // Rows of Y that TMA can store, and rows that it cannot.
-      this->check({700, 904, 208, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
+      this->check({540, 520, 144, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
       this->check({100, 300, 1104, 0, 0, 1}, Kind::residual, wgmma_cut{tile, 1}, generator);
     }
   }
@@ -136,9 +136,9 @@ TYPED_TEST(WgmmaGemmTest, ASecondLaunchComputesTheRowsThatAreLeft) {
   for (wgmma_tile tile : kTiles) {
     const wgmma_cut large{wgmma_tile::rows128_tokens256, 1};
     for (int splits : {1, 3}) {
-      this->check({300, 1000, 656, 0, 0, 0}, kKinds[i++ % 2],
-                  wgmma_plan{large, 768, {tile, splits}}, generator);
-      this->check({150, 700, 656, 0, 0, 1}, kKinds[i++ % 2],
+      this->check({270, 520, 464, 0, 0, 0}, kKinds[i++ % 2], wgmma_plan{large, 256, {tile, splits}},
+                  generator);
+      this->check({150, 600, 464, 0, 0, 1}, kKinds[i++ % 2],
                   wgmma_plan{{tile, 1}, 384, {wgmma_tile::rows192_tokens128, splits}}, generator);
     }
   }

@@ -189,18 +189,29 @@ struct wgmma_consumer {
   }
 
   /// Multiplies a block of the current stage and prepares the one after it. The tensor cores take
-  /// an instruction with A in registers only when they are done with the one before: INT8 weights
-  /// are converted between the instructions, or they would not be converted while these run.
+  /// an instruction with A in registers only when they are done with the one before: where these
+  /// are short, INT8 weights are converted between them, or too little time would be left for it.
   template <int Block>
   __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
                                        bool last) {
+    constexpr bool kQuantized = is_quantized_v<Element>;
+    constexpr bool kBetween = kQuantized && P.tokens < 256;
     const std::uint32_t x = ring.x(Block) >> 4;
+    const std::uint32_t w =
+        (ring.stage + threadIdx.x / 128 * 64 * kWgmmaBlockK * 2) >> 4;  // of 16-bit weights
     wgmma_fence();
-    if constexpr (is_quantized_v<Element>) {
+#pragma unroll
+    for (int j = 0; j < (kBetween ? 1 : kSteps); ++j) {
+      if constexpr (kQuantized) {
+        instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
+      } else {
+        instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
+      }
+    }
+    wgmma_commit();
+    retire<Block>(first);
+    if constexpr (kBetween) {
       constexpr int kNext = (Block + 1) % L.blocks * kSteps;
-      instruction::multiply(d, now[0], wgmma_descriptor(x));
-      wgmma_commit();
-      retire<Block>(first);
       if (Block + 1 == L.blocks && !last) mbarrier_wait(ring.filled, ring.parity);
       // After the last block this converts bytes of no meaning: a branch would cost more.
       std::uint32_t raw[2][4];
@@ -215,14 +226,7 @@ struct wgmma_consumer {
       wgmma_commit();
       convert(next[kSteps - 1], raw[(kSteps - 1) % 2]);
     } else {
-      const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
-      const std::uint32_t w = (ring.stage + rows) >> 4;
-#pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
-        instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
-      }
-      wgmma_commit();
-      retire<Block>(first);
+      static_assert(L.blocks == 1, "the next block is in the next stage");
       if (!last) receive(next);
     }
   }
