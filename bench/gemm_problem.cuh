@@ -54,12 +54,13 @@ class GemmProblem {
     const waterweight::matrix_view<T> y{y_.data(), m, n, n};
     const waterweight::workspace ws{scratch_.data(), scratch_.bytes()};
     const waterweight::identity_epilogue epilogue;
+    constexpr auto early = waterweight::early_read::weights;  // nobody writes them
     if (kind == WeightKind::int8) {
       const waterweight::int8_weight_view w{w8_[i], scale_.data(), n, k, k};
-      return waterweight::w8a16_gemm(session.device, x, w, y, epilogue, ws, session.stream);
+      return waterweight::w8a16_gemm(session.device, x, w, y, epilogue, ws, session.stream, early);
     }
     const waterweight::matrix_view<const T> w{w16_[i], n, k, k};
-    return waterweight::w16a16_gemm(session.device, x, w, y, epilogue, ws, session.stream);
+    return waterweight::w16a16_gemm(session.device, x, w, y, epilogue, ws, session.stream, early);
   }
 
   /// The same by cuBLAS with the 16-bit weights.

@@ -1,5 +1,7 @@
 // Every tile of the wgmma GEMM, with every number of blocks sharing K, against the fp64 reference.
 // Needs a device of compute capability 9.0 and code built for sm_90a.
+#include <iterator>
+
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_selector.cuh>
 
@@ -8,13 +10,27 @@
 namespace {
 
 namespace detail = waterweight::detail;
+using detail::wgmma_cut;
 using detail::wgmma_plan;
 using detail::wgmma_tile;
+using test::Kind;
 using waterweight::matrix_view;
 
-constexpr wgmma_tile kTiles[] = {wgmma_tile::rows128_tokens256, wgmma_tile::rows192_tokens128,
-                                 wgmma_tile::split_rows128_tokens128,
-                                 wgmma_tile::split_rows128_tokens64};
+constexpr wgmma_tile kTiles[] = {wgmma_tile::rows128_tokens64,  wgmma_tile::rows192_tokens64,
+                                 wgmma_tile::rows128_tokens88,  wgmma_tile::rows128_tokens128,
+                                 wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens176,
+                                 wgmma_tile::rows128_tokens256};
+static_assert(std::size(kTiles) == detail::kWgmmaTiles);
+
+// Each epilogue is a kernel more for every tile: one that reads what depends on the channel alone,
+// and one that reads Y's shape too.
+constexpr Kind kKinds[] = {Kind::bias, Kind::residual};
+template <class Epilogue>
+constexpr bool tested_with = false;
+template <class T>
+constexpr bool tested_with<waterweight::bias_epilogue<T>> = true;
+template <class T, class R>
+constexpr bool tested_with<waterweight::bias_residual_epilogue<T, R>> = true;
 
 template <class Types>
 class WgmmaGemmTest : public test::GemmFixture<Types> {
@@ -30,7 +46,7 @@ class WgmmaGemmTest : public test::GemmFixture<Types> {
     const Element* no_weights = nullptr;
     Out* no_y = nullptr;
     const auto launcher = make({none, 1, 1, 1}, no_weights, nullptr, 1, {no_y, 1, 1, 1},
-                               waterweight::identity_epilogue{});
+                               waterweight::bias_epilogue<T>{});
     if (this->device.compute_capability != 90 || !launcher.present()) {
       GTEST_SKIP() << "no sm_90a code runs here";
     }
@@ -41,21 +57,32 @@ class WgmmaGemmTest : public test::GemmFixture<Types> {
             matrix_view<Out> y, const Epilogue& epilogue) {
     const detail::weight_operand<Element> operand{w, scale, static_cast<int>(y.cols),
                                                   static_cast<int>(x.cols), w_ld};
-    return detail::wgmma_launcher<T, Element, Out, Epilogue>{
-        x, operand, y, epilogue, this->workspace().data, this->stream};
+    return detail::wgmma_launcher<T, Element, Out, Epilogue>{x,        operand,      y,
+                                                             epilogue, this->stream, early_weights};
   }
 
-  void check(const test::Shape& shape, test::Kind kind, wgmma_plan plan, std::mt19937& generator) {
+  void check(const test::Shape& shape, Kind kind, const wgmma_plan& plan, std::mt19937& generator) {
     SCOPED_TRACE(::testing::Message()
-                 << "tile " << static_cast<int>(plan.tile) << " splits " << plan.splits);
+                 << "tile " << static_cast<int>(plan.first.tile) << " splits " << plan.first.splits
+                 << " for " << plan.rows << " rows, then tile " << static_cast<int>(plan.rest.tile)
+                 << " splits " << plan.rest.splits);
     const auto gemm = [&](matrix_view<T> x, const Element* w, const float* scale, std::int64_t w_ld,
                           matrix_view<Out> y, const auto& epilogue) {
-      return make(x, w, scale, w_ld, y, epilogue).run(this->device, plan);
+      if constexpr (tested_with<std::decay_t<decltype(epilogue)>>) {
+        return make(x, w, scale, w_ld, y, epilogue).run(this->device, plan);
+      } else {
+        return cudaErrorNotSupported;
+      }
     };
     test::GemmFixture<Types>::check(shape, kind, generator, gemm);
   }
 
-  static bool splits_k(wgmma_tile tile) { return !detail::wgmma_policy_of(tile).persistent; }
+  /// All rows of W alike.
+  void check(const test::Shape& shape, Kind kind, wgmma_cut cut, std::mt19937& generator) {
+    check(shape, kind, wgmma_plan{cut, shape.n, {}}, generator);
+  }
+
+  bool early_weights = false;
 };
 using Combinations = ::testing::Types<
     std::tuple<__half, std::int8_t, __half>, std::tuple<__nv_bfloat16, std::int8_t, float>,
@@ -67,11 +94,12 @@ TYPED_TEST(WgmmaGemmTest, EveryTileWithTailsInEveryDimension) {
   std::mt19937 generator(21);
   int i = 0;
   for (wgmma_tile tile : kTiles) {
-    this->check({300, 205, 1000, 24, 24, 0}, static_cast<test::Kind>(i++ % 5), {tile, 1},
-                generator);
-    this->check({17, 130, 72, 8, 8, 1}, static_cast<test::Kind>(i++ % 5), {tile, 1}, generator);
-    this->check({129, 400, 336, 0, 0, 2}, static_cast<test::Kind>(i++ % 5), {tile, 1}, generator);
-    this->check({1, 1, 16, 0, 0, 0}, static_cast<test::Kind>(i++ % 5), {tile, 1}, generator);
+    const wgmma_cut cut{tile, 1};
+    this->check({300, 205, 1000, 24, 24, 0}, kKinds[i++ % 2], cut, generator);
+    this->check({17, 130, 72, 8, 8, 1}, kKinds[i++ % 2], cut, generator);
+    this->check({129, 400, 336, 0, 0, 2}, kKinds[i++ % 2], cut, generator);
+    this->check({90, 264, 16, 0, 0, 0}, kKinds[i++ % 2], cut, generator);
+    this->check({1, 1, 16, 0, 0, 0}, kKinds[i++ % 2], cut, generator);
   }
 }
 
@@ -79,38 +107,56 @@ TYPED_TEST(WgmmaGemmTest, EveryNumberOfBlocksThatShareK) {
   std::mt19937 generator(22);
   int i = 0;
   for (wgmma_tile tile : kTiles) {
-    if (!this->splits_k(tile)) continue;
     for (int splits = 2; splits <= detail::kWgmmaMaxSplits; ++splits) {
       const int m = test::random_int(1, 290, generator), n = test::random_int(1, 300, generator);
-      this->check({m, n, 1104, 16, 16, 1}, static_cast<test::Kind>(i++ % 5), {tile, splits},
-                  generator);
+      this->check({m, n, 1104, 16, 16, 1}, kKinds[i++ % 2], wgmma_cut{tile, splits}, generator);
+    }
+    this->check({265, 136, 256, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 2}, generator);
+    // Fewer stages than blocks.
+    this->check({70, 136, 144, 0, 0, 0}, Kind::residual, wgmma_cut{tile, 8}, generator);
+  }
+}
+
+TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTiles) {
+  std::mt19937 generator(23);
+  for (int blocks : {1, 6}) {
+    this->device.sm_count = blocks;
+    for (wgmma_tile tile : kTiles) {
+      this->early_weights = !this->early_weights;
+      // Rows of Y that TMA can store, and rows that it cannot.
+      this->check({540, 520, 144, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
+      this->check({100, 300, 1104, 0, 0, 1}, Kind::residual, wgmma_cut{tile, 1}, generator);
     }
   }
 }
 
-TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTilesAndShareTheLast) {
-  std::mt19937 generator(23);
-  // Few blocks have whole tiles, shared ones, and tiles of which three blocks and more have a part.
-  for (int blocks : {2, 6, 14}) {
-    this->device.sm_count = blocks;
-    for (wgmma_tile tile : kTiles) {
-      if (this->splits_k(tile)) continue;
-      for (int splits : {1, 2}) {
-        this->check({700, 900, 208, 0, 0, 0}, test::Kind::bias, {tile, splits}, generator);
-        this->check({100, 300, 1104, 0, 0, 1}, test::Kind::residual, {tile, splits}, generator);
-      }
+TYPED_TEST(WgmmaGemmTest, ASecondLaunchComputesTheRowsThatAreLeft) {
+  std::mt19937 generator(25);
+  int i = 0;
+  for (wgmma_tile tile : kTiles) {
+    const wgmma_cut large{wgmma_tile::rows128_tokens256, 1};
+    for (int splits : {1, 3}) {
+      this->check({270, 520, 464, 0, 0, 0}, kKinds[i++ % 2], wgmma_plan{large, 256, {tile, splits}},
+                  generator);
+      this->check({150, 600, 464, 0, 0, 1}, kKinds[i++ % 2],
+                  wgmma_plan{{tile, 1}, 384, {wgmma_tile::rows192_tokens128, splits}}, generator);
     }
   }
 }
 
 TYPED_TEST(WgmmaGemmTest, TheSelectorsPlansAreRight) {
   std::mt19937 generator(24);
+  int i = 0;
   for (int m : {17, 64, 65, 128, 200, 256, 300}) {
     for (int k : {16, 128, 656}) {
       const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, m, 333, k);
-      this->check({m, 333, k, 0, 0, 0}, test::Kind::gelu_tanh, plan, generator);
+      this->check({m, 333, k, 0, 0, 0}, kKinds[i++ % 2], plan, generator);
     }
   }
+  // Few SMs: rounds of tiles and what is left.
+  this->device.sm_count = 12;
+  const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, 520, 1000, 512);
+  this->check({520, 1000, 512, 0, 0, 0}, Kind::bias, plan, generator);
 }
 
 }  // namespace

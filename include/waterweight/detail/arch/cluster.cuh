@@ -27,6 +27,22 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// Sends 16 bytes to shared address `to` of block `rank` of the cluster. They arrive as 16 bytes at
+/// its mbarrier `barrier`: whoever waits for that sees them. Both addresses as in one's own block.
+__device__ __forceinline__ void send_float4(std::uint32_t to, float4 value, std::uint32_t barrier,
+                                            int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote, remote_barrier;\n"
+      "mapa.shared::cluster.u32 remote, %0, %6;\n"
+      "mapa.shared::cluster.u32 remote_barrier, %5, %6;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
+      " [remote], {%1, %2, %3, %4}, [remote_barrier];\n"
+      "}\n" ::"r"(to),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier), "r"(rank)
+      : "memory");
+}
+
 /// An array in the shared memory of block `rank` of the cluster, of elements of 4 or 8 bytes. What
 /// is sent arrives as so many bytes at an mbarrier of that block, which is all the synchronisation
 /// there is: whoever waits for the barrier sees it.

@@ -65,21 +65,6 @@ __device__ __forceinline__ int cluster_rank() {
   return rank;
 }
 
-/// Two floats from shared memory of block `rank` of the cluster; `address` as in one's own.
-__device__ __forceinline__ float2 load_cluster_float2(std::uint32_t address, int rank) {
-  float2 value;
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %2, %3;\n"
-      "ld.shared::cluster.v2.f32 {%0, %1}, [remote];\n"
-      "}\n"
-      : "=f"(value.x), "=f"(value.y)
-      : "r"(address), "r"(rank)
-      : "memory");
-  return value;
-}
-
 #endif
 
 }  // namespace detail

@@ -1,5 +1,5 @@
 // The tensor memory accelerator: boxes of a row-major matrix copied to shared memory, swizzled,
-// with zeros for what lies outside the matrix. For sm_90 and newer.
+// with zeros for what lies outside the matrix, and back. For sm_90 and newer.
 #pragma once
 
 #include <cuda.h>
@@ -37,6 +37,33 @@ __device__ __forceinline__ void tma_load_multicast(std::uint32_t target, const C
       : "memory");
 }
 
+/// Adds the copy of the box at (row, column) from shared address `source` to the calling thread's
+/// group of stores. What others wrote there needs shared_to_async_fence and a barrier before. What
+/// lies outside the matrix is not written.
+__device__ __forceinline__ void tma_store(const CUtensorMap& map, int row, int column,
+                                          std::uint32_t source) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+      "r"(column), "r"(row), "r"(source)
+      : "memory");
+}
+
+/// Closes the group and starts its copies.
+__device__ __forceinline__ void tma_store_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/// Waits until at most `Pending` of this thread's groups have still to read their sources.
+template <int Pending>
+__device__ __forceinline__ void tma_store_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+}
+
+/// What this thread wrote to shared memory is visible to copies started after the next barrier.
+__device__ __forceinline__ void shared_to_async_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
@@ -45,6 +72,7 @@ template <class Element>
 constexpr CUtensorMapDataType tma_type() {
   return std::is_same_v<Element, __half>          ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
          : std::is_same_v<Element, __nv_bfloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+         : std::is_same_v<Element, float>         ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
                                                   : CU_TENSOR_MAP_DATA_TYPE_UINT8;
 }
 
@@ -64,21 +92,22 @@ inline decltype(&cuTensorMapEncodeTiled) tma_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
-/// A map of boxes of `box_rows` x 64 elements of a row-major matrix. A box's row is one swizzle
-/// span: 64 bytes of 1-byte elements, 128 of 2-byte ones. Data and rows must be 16-byte aligned.
-/// False: the driver takes no such map.
+/// A map of boxes of `box_rows` x `box_cols` elements of a row-major matrix. A box's row is one
+/// swizzle span: 64 or 128 bytes. Data and rows must be 16-byte aligned. False: the driver takes no
+/// such map.
 template <class Element>
 bool tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element* data, std::int64_t rows,
-                  std::int64_t cols, std::int64_t ld, int box_rows, CUtensorMap* map) {
+                  std::int64_t cols, std::int64_t ld, int box_rows, int box_cols,
+                  CUtensorMap* map) {
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ld) * sizeof(Element)};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_cols), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult status =
-      encode(map, tma_type<Element>(), 2, const_cast<Element*>(data), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE,
-             sizeof(Element) == 1 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = encode(
+      map, tma_type<Element>(), 2, const_cast<Element*>(data), sizes, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE,
+      box_cols * sizeof(Element) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return status == CUDA_SUCCESS;
 }
 

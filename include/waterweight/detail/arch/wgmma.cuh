@@ -44,6 +44,14 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+/// Two 8x8 matrices of 16-bit elements in the layout of D, rows by pairs of columns, stored as
+/// columns of 16 bytes: lane 8i + c, i < 2, supplies the shared address of column c of matrix i.
+__device__ __forceinline__ void store_matrices_transposed(std::uint32_t column,
+                                                          const std::uint32_t (&matrices)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(column),
+               "r"(matrices[0]), "r"(matrices[1]));
+}
+
 /// Gives registers of the calling warpgroup back, or waits for as many as others have given.
 template <int Registers, bool More>
 __device__ __forceinline__ void set_register_limit() {
@@ -66,9 +74,13 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
 #define WATERWEIGHT_WGMMA_TEXT_32                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WATERWEIGHT_WGMMA_TEXT_44 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43"
 #define WATERWEIGHT_WGMMA_TEXT_64                                                    \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WATERWEIGHT_WGMMA_TEXT_88                                                    \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define WATERWEIGHT_WGMMA_TEXT_128                                                               \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"             \
   ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"             \
@@ -80,7 +92,13 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
   WATERWEIGHT_WGMMA_D4(i), WATERWEIGHT_WGMMA_D4(i + 4), WATERWEIGHT_WGMMA_D4(i + 8), \
       WATERWEIGHT_WGMMA_D4(i + 12)
 #define WATERWEIGHT_WGMMA_D32(i) WATERWEIGHT_WGMMA_D16(i), WATERWEIGHT_WGMMA_D16(i + 16)
+#define WATERWEIGHT_WGMMA_D44(i)                                                        \
+  WATERWEIGHT_WGMMA_D32(i), WATERWEIGHT_WGMMA_D4(i + 32), WATERWEIGHT_WGMMA_D4(i + 36), \
+      WATERWEIGHT_WGMMA_D4(i + 40)
 #define WATERWEIGHT_WGMMA_D64(i) WATERWEIGHT_WGMMA_D32(i), WATERWEIGHT_WGMMA_D32(i + 32)
+#define WATERWEIGHT_WGMMA_D88(i)                                                         \
+  WATERWEIGHT_WGMMA_D64(i), WATERWEIGHT_WGMMA_D16(i + 64), WATERWEIGHT_WGMMA_D4(i + 80), \
+      WATERWEIGHT_WGMMA_D4(i + 84)
 #define WATERWEIGHT_WGMMA_D128(i) WATERWEIGHT_WGMMA_D64(i), WATERWEIGHT_WGMMA_D64(i + 64)
 
 // Two members of a specialisation of wgmma<T, Tokens>: A from registers, A from shared memory.
@@ -106,14 +124,19 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
 #define WATERWEIGHT_WGMMA_SHAPES(T, TYPE)                                                          \
   WATERWEIGHT_WGMMA(T, TYPE, 64, WATERWEIGHT_WGMMA_TEXT_32, WATERWEIGHT_WGMMA_D32, 32, 33, 34, 35, \
                     36)                                                                            \
+  WATERWEIGHT_WGMMA(T, TYPE, 88, WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_44,              \
+                    WATERWEIGHT_WGMMA_D44, 44, 45, 46, 47, 48)                                     \
   WATERWEIGHT_WGMMA(T, TYPE, 128, WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64,             \
                     WATERWEIGHT_WGMMA_D64, 64, 65, 66, 67, 68)                                     \
+  WATERWEIGHT_WGMMA(T, TYPE, 176,                                                                  \
+                    WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64 WATERWEIGHT_WGMMA_TEXT_88, \
+                    WATERWEIGHT_WGMMA_D88, 88, 89, 90, 91, 92)                                     \
   WATERWEIGHT_WGMMA(                                                                               \
       T, TYPE, 256,                                                                                \
       WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64 WATERWEIGHT_WGMMA_TEXT_128,              \
       WATERWEIGHT_WGMMA_D128, 128, 129, 130, 131, 132)
 
-/// The instruction for operands of T (__half or __nv_bfloat16) and 64, 128 or 256 tokens.
+/// The instruction for operands of T (__half or __nv_bfloat16) and 64, 88, 128, 176 or 256 tokens.
 template <class T, int Tokens>
 struct wgmma;
 WATERWEIGHT_WGMMA_SHAPES(__half, "f16")
@@ -121,12 +144,16 @@ WATERWEIGHT_WGMMA_SHAPES(__nv_bfloat16, "bf16")
 
 #undef WATERWEIGHT_WGMMA_SHAPES
 #undef WATERWEIGHT_WGMMA_D128
+#undef WATERWEIGHT_WGMMA_D88
 #undef WATERWEIGHT_WGMMA_D64
+#undef WATERWEIGHT_WGMMA_D44
 #undef WATERWEIGHT_WGMMA_D32
 #undef WATERWEIGHT_WGMMA_D16
 #undef WATERWEIGHT_WGMMA_D4
 #undef WATERWEIGHT_WGMMA_TEXT_128
+#undef WATERWEIGHT_WGMMA_TEXT_88
 #undef WATERWEIGHT_WGMMA_TEXT_64
+#undef WATERWEIGHT_WGMMA_TEXT_44
 #undef WATERWEIGHT_WGMMA_TEXT_32
 #undef WATERWEIGHT_WGMMA
 

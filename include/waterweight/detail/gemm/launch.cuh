@@ -22,6 +22,7 @@ struct gemm_launcher {
   Epilogue epilogue;
   workspace ws;
   cudaStream_t stream;
+  early_read early;
 
   cudaError_t fixed_point(const device_info& device) const {
     const std::int64_t tiles = ceil_div(w.rows, kFixedPointTile);
@@ -36,8 +37,9 @@ struct gemm_launcher {
 
   cudaError_t wgmma(const device_info& device, wgmma_plan plan) const {
     if constexpr (kCompiledForSm90) {
-      return wgmma_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws.data, stream}.run(
-          device, plan);
+      return wgmma_launcher<T, Element, Out, Epilogue>{
+          x, w, y, epilogue, stream, early == early_read::weights}
+          .run(device, plan);
     } else {
       return cudaErrorInvalidDeviceFunction;
     }
@@ -86,7 +88,8 @@ struct gemm_launcher {
 template <class X, class Element, class Out, class Epilogue>
 cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
                  const weight_operand<Element>& w, const matrix_view<Out>& y,
-                 const Epilogue& epilogue, const workspace& ws, cudaStream_t stream) {
+                 const Epilogue& epilogue, const workspace& ws, cudaStream_t stream,
+                 early_read early) {
   using T = std::remove_const_t<X>;
   static_assert(is_activation_v<T>, "X must be __half or __nv_bfloat16");
   static_assert(std::is_same_v<Out, T> || std::is_same_v<Out, float>,
@@ -99,7 +102,7 @@ cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
   if (!valid || !valid_workspace(ws, needed) || (needed > 0 && !is_aligned(ws.data, 16))) {
     return cudaErrorInvalidValue;
   }
-  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream}.run(device);
+  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream, early}.run(device);
 }
 
 }  // namespace detail

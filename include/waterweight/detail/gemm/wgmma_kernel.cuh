@@ -2,14 +2,13 @@
 //
 // W is wgmma's A operand, 64 rows per warpgroup, because A alone may come from registers, where
 // INT8 turns into 16 bit; X is B and stays in shared memory as TMA lays it. The sums are those of
-// Y^T. One warp copies stages of 64 K elements ahead of the consumers; these convert the next
-// stage's weights while the tensor cores work on the current one. 16-bit weights go the same way
-// with A in shared memory and nothing to convert.
+// Y^T. One warp copies stages of 64 or 128 K elements ahead of the consumers; these convert the
+// next block's weights while the tensor cores work on the current one. 16-bit weights go the same
+// way with A in shared memory and nothing to convert.
 //
-// Where the tiles of many tokens fill the card, blocks are persistent, clusters of two share their
-// rows of X, and the last rounds of tiles may be shared out evenly through the workspace. Where
-// they do not, a cluster shares one tile: each block sums a part of K, and the parts are added in
-// the order of K through distributed shared memory.
+// Where tiles fill the card, blocks are persistent: TMA stores one tile while the next is computed,
+// and clusters of two may share their rows of X. Where they do not, a cluster shares one tile: each
+// block sums a part of K, and the parts are added in the order of K.
 #pragma once
 
 #include <waterweight/detail/arch/bulk_copy.cuh>
@@ -29,8 +28,8 @@ namespace detail {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// The ring of stages in shared memory and where in it a warp is. A stage holds blocks of W, then
-/// as many of X.
+/// The ring of stages in shared memory and where in it a warp is. A stage holds its part of W, then
+/// blocks of X.
 template <class Element, wgmma_tile Tile>
 struct wgmma_ring {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
@@ -41,9 +40,8 @@ struct wgmma_ring {
   std::uint32_t filled = first_barrier;  ///< of its barriers: filled, then free
   std::uint32_t parity = 0;
 
-  __device__ __forceinline__ std::uint32_t w(int block) const { return stage + block * L.w_bytes; }
   __device__ __forceinline__ std::uint32_t x(int block) const {
-    return stage + L.blocks * L.w_bytes + block * L.x_bytes;
+    return stage + L.w_bytes + block * L.x_bytes;
   }
   __device__ __forceinline__ std::uint32_t free() const { return filled + 8; }
 
@@ -56,28 +54,64 @@ struct wgmma_ring {
       parity ^= 1;
     }
   }
+};
 
-  /// One thread's work: fills stage after stage.
-  __device__ __forceinline__ void produce(const CUtensorMap& w_map, const CUtensorMap& x_map,
-                                          const wgmma_schedule<Tile>& schedule) {
-    schedule.for_each_segment([&](const wgmma_segment& s) {
-      for (int k = s.begin * L.blocks; k < s.end * L.blocks; k += L.blocks) {
-        mbarrier_wait(free(), parity ^ 1);
-        mbarrier_arrive_expect(filled, L.stage_bytes());
+/// The one thread that fills stage after stage.
+template <class Element, wgmma_tile Tile>
+struct wgmma_producer {
+  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
+  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
+  const CUtensorMap& w_map;
+  const CUtensorMap& x_map;
+  const wgmma_schedule<Tile>& schedule;
+
+  using ring = wgmma_ring<Element, Tile>;
+
+  __device__ __forceinline__ void load_w(const ring& to, const wgmma_segment& s, int stage) const {
+    mbarrier_arrive_expect(to.filled, L.stage_bytes());
+    tma_load(to.stage, w_map, s.row0, stage * L.stage_k(), to.filled);
+  }
+
+  __device__ __forceinline__ void load_x(const ring& to, const wgmma_segment& s, int stage) const {
 #pragma unroll
-        for (int block = 0; block < L.blocks; ++block) {
-          const int column = (k + block) * kWgmmaBlockK;
-          tma_load(w(block), w_map, s.row0, column, filled);
-          if constexpr (P.multicast > 1) {
-            constexpr int kShare = P.tokens / P.multicast;
-            const int from = kShare * schedule.rank;
-            tma_load_multicast(x(block) + from * kWgmmaBlockK * 2, x_map, s.token0 + from, column,
-                               filled, (1 << P.multicast) - 1);
-          } else {
-            tma_load(x(block), x_map, s.token0, column, filled);
-          }
+    for (int block = 0; block < L.blocks; ++block) {
+      const int column = stage * L.stage_k() + block * kWgmmaBlockK;
+      if (schedule.sharing() > 1) {
+        constexpr int kShare = P.tokens / P.multicast;
+        const int from = kShare * schedule.rank;
+        tma_load_multicast(to.x(block) + from * kWgmmaBlockK * 2, x_map, s.token0 + from, column,
+                           to.filled, (1 << P.multicast) - 1);
+      } else {
+#pragma unroll
+        for (int part = 0; part < P.multicast; ++part) {
+          constexpr int kShare = P.tokens / P.multicast;
+          tma_load(to.x(block) + part * kShare * kWgmmaBlockK * 2, x_map, s.token0 + part * kShare,
+                   column, to.filled);
         }
-        advance();
+      }
+    }
+  }
+
+  /// The weights of the first stages may be on their way before earlier kernels have ended.
+  __device__ __forceinline__ void run(ring to, wgmma_start start) const {
+    if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
+    bool first = true;
+    schedule.for_each_segment([&](const wgmma_segment& s) {
+      int stage = s.begin;
+      if (first) {
+        first = false;
+        const int ahead = min(L.stages, s.end - s.begin);
+        ring early = to;
+        for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
+        if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();
+        launch_dependents();
+        for (int i = 0; i < ahead; ++i, to.advance()) load_x(to, s, stage + i);
+        stage += ahead;
+      }
+      for (; stage < s.end; ++stage, to.advance()) {
+        mbarrier_wait(to.free(), to.parity ^ 1);
+        load_w(to, s, stage);
+        load_x(to, s, stage);
       }
     });
   }
@@ -89,77 +123,110 @@ struct wgmma_consumer {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
   static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   using instruction = wgmma<T, P.tokens>;
-  using fragments = std::uint32_t[kWgmmaBlockK / 16][4];
+  static constexpr int kSteps = kWgmmaBlockK / 16;
+  using fragments = std::uint32_t[kSteps][4];
   wgmma_ring<Element, Tile> ring;
+  int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
   float d[P.tokens / 2];
 
   /// The calling warp has read the stage before the current one: tells whoever writes to it.
   __device__ __forceinline__ void release() const {
     const int lane = threadIdx.x % 32;
-    if constexpr (P.multicast > 1) {
+    if (P.multicast > 1 && sharing > 1) {
       if (lane < P.multicast) mbarrier_arrive_at(used, lane);
     } else {
       if (lane == 0) mbarrier_arrive(used);
     }
   }
 
-  /// This warp's INT8 weights of a block of the current stage as fragments of A. Rows of 64 bytes
-  /// lie under the 64-byte swizzle: the 16-byte vector j of row r is at j ^ (r / 2 % 4), so the
-  /// eight rows of a load are in eight different vectors of the banks.
-  __device__ __forceinline__ void convert(fragments& a, int block) const {
+  /// This warp's INT8 weights of 16 K elements, number `k16` of the current stage, as loaded: pairs
+  /// in the order of a fragment of A. Rows of 128 bytes lie under the 128-byte swizzle, 16-byte
+  /// vector j of row r at j ^ r % 8; rows of 64 bytes under the 64-byte one, at j ^ r / 2 % 4. The
+  /// eight rows of a load are in different banks either way.
+  __device__ __forceinline__ void load(std::uint32_t (&raw)[4], int k16) const {
+    constexpr int kPitch = L.stage_k();
     const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-    const int row = threadIdx.x / 32 * 16 + group, flip = group / 2 % 4;
+    const int flip = kPitch == 128 ? group : group / 2 % 4;
+    const std::uint32_t vector =
+        ring.stage + (threadIdx.x / 32 * 16 + group) * kPitch + 2 * quad + 16 * (k16 ^ flip);
 #pragma unroll
-    for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
-      const int inside = row * kWgmmaBlockK + 16 * (j ^ flip) + 2 * quad;
-      const std::uint32_t vector = ring.w(block) + inside;
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        std::uint32_t two;
-        asm volatile("ld.shared.u16 %0, [%1];"
-                     : "=r"(two)
-                     : "r"(vector + e % 2 * 8 * kWgmmaBlockK + e / 2 * 8));
-        a[j][e] = dequantize_two<T>(two);
-      }
+    for (int e = 0; e < 4; ++e) {
+      asm volatile("ld.shared.u16 %0, [%1];"
+                   : "=r"(raw[e])
+                   : "r"(vector + e % 2 * 8 * kPitch + e / 2 * 8));
     }
   }
 
-  __device__ __forceinline__ void multiply(const fragments& a, int block) {
-    const std::uint32_t x = ring.x(block) >> 4;
-    const std::uint32_t rows = threadIdx.x / 128 * 64 * kWgmmaBlockK * 2;
-    const std::uint32_t w = (ring.w(block) + rows) >> 4;
-    wgmma_fence();
+  __device__ __forceinline__ static void convert(std::uint32_t (&a)[4],
+                                                 const std::uint32_t (&raw)[4]) {
 #pragma unroll
-    for (int j = 0; j < kWgmmaBlockK / 16; ++j) {
-      if constexpr (is_quantized_v<Element>) {
-        instruction::multiply(d, a[j], wgmma_descriptor(x + 2 * j));
-      } else {
-        instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
-      }
-    }
-    wgmma_commit();
+    for (int e = 0; e < 4; ++e) a[e] = dequantize_two<T>(raw[e]);
   }
 
   /// The first block of the current stage, once it is filled.
   __device__ __forceinline__ void receive(fragments& a) const {
     mbarrier_wait(ring.filled, ring.parity);
-    if constexpr (is_quantized_v<Element>) convert(a, 0);
+    if constexpr (is_quantized_v<Element>) {
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        std::uint32_t raw[4];
+        load(raw, j);
+        convert(a[j], raw);
+      }
+    }
   }
 
-  /// Starts the products of a block of the current stage; as soon as those before are done,
-  /// releases their stage and prepares the next block.
+  /// The block before the current one is done: its stage is released after the last of its blocks.
+  template <int Block>
+  __device__ __forceinline__ void retire(bool first) {
+    wgmma_wait<1>();
+    if (Block == 0 && !first) release();
+    if (Block + 1 == L.blocks) {
+      used = ring.free();
+      ring.advance();
+    }
+  }
+
+  /// Multiplies a block of the current stage and prepares the one after it. The tensor cores take
+  /// an instruction with A in registers only when they are done with the one before: where these
+  /// are short, INT8 weights are converted between them, or too little time would be left for it.
   template <int Block>
   __device__ __forceinline__ void step(const fragments& now, fragments& next, bool first,
                                        bool last) {
-    multiply(now, Block);
-    wgmma_wait<1>();
-    if (Block == 0 && !first) release();
-    if constexpr (Block + 1 < L.blocks) {
-      convert(next, Block + 1);
+    constexpr bool kQuantized = is_quantized_v<Element>;
+    constexpr bool kBetween = kQuantized && P.tokens < 256;
+    const std::uint32_t x = ring.x(Block) >> 4;
+    const std::uint32_t w =
+        (ring.stage + threadIdx.x / 128 * 64 * kWgmmaBlockK * 2) >> 4;  // of 16-bit weights
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < (kBetween ? 1 : kSteps); ++j) {
+      if constexpr (kQuantized) {
+        instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
+      } else {
+        instruction::multiply(d, wgmma_descriptor(w + 2 * j), wgmma_descriptor(x + 2 * j));
+      }
+    }
+    wgmma_commit();
+    retire<Block>(first);
+    if constexpr (kBetween) {
+      constexpr int kNext = (Block + 1) % L.blocks * kSteps;
+      if (Block + 1 == L.blocks && !last) mbarrier_wait(ring.filled, ring.parity);
+      // After the last block this converts bytes of no meaning: a branch would cost more.
+      std::uint32_t raw[2][4];
+      load(raw[0], kNext);
+#pragma unroll
+      for (int j = 1; j < kSteps; ++j) {
+        load(raw[j % 2], kNext + j);
+        convert(next[j - 1], raw[(j - 1) % 2]);
+        wgmma_fence();
+        instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
+      }
+      wgmma_commit();
+      convert(next[kSteps - 1], raw[(kSteps - 1) % 2]);
     } else {
-      used = ring.free();
-      ring.advance();
+      static_assert(L.blocks == 1, "the next block is in the next stage");
       if (!last) receive(next);
     }
   }
@@ -186,170 +253,184 @@ struct wgmma_consumer {
     wgmma_wait<0>();
     wgmma_pin(d);
     release();
-    launch_dependents();
   }
 
-  /// Stores a tile, kWgmmaChunk tokens at a time through the warp's own `sums`: no warp waits for
-  /// another, and the copies of the next tile go on meanwhile.
-  template <class Output>
-  __device__ __forceinline__ void store_chunks(float* sums, const Output& output, int row0,
-                                               int token0) {
-    constexpr int kPitch = wgmma_sum_pitch(16), kChunks = P.tokens / kWgmmaChunk;
-    const int lane = threadIdx.x % 32, token = lane / 8, channel = lane % 8 * 2;
-    const int n = row0 + threadIdx.x / 32 * 16 + channel;
-    const float2 scale = output.scales(n);
-#pragma unroll 1
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int m0 = token0 + chunk * kWgmmaChunk;
+  /// Hands a tile to the copy engine, chunk by chunk; `staging` is this warpgroup's.
+  template <class Out, class Epilogue>
+  __device__ __forceinline__ void store(std::byte* staging,
+                                        const wgmma_output<Element, Out, Epilogue>& output,
+                                        const CUtensorMap& y_map, int row0, int token0) {
+    constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
+    // What is unrolled: an epilogue may be long, but what it reads should be read together.
+    constexpr int kStep = P.chunk % 64 != 0                      ? P.chunk
+                          : P.warpgroups > 2 && sizeof(Out) == 4 ? 16
+                                                                 : 32;
+    constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
+    const int n0 = row0 + threadIdx.x / 128 * 64;
+    if (n0 >= output.w.rows) return;
+    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const bool leader = threadIdx.x % 128 == 0;
+    const int barrier = 1 + threadIdx.x / 128;
+#pragma unroll kUnrolled
+    for (int chunk = 0; chunk < P.tokens / P.chunk; ++chunk) {
+      const int m0 = token0 + chunk * P.chunk;
       if (m0 >= output.m_count) break;
-      write_chunk<0>(chunk, sums);
-      __syncwarp();
-      output.template store<kWgmmaChunk / 4>(m0 + token, 4, n, scale, [&](int i) {
-        return *reinterpret_cast<const float2*>(sums + (token + 4 * i) * kPitch + channel);
-      });
-      __syncwarp();
+      const wgmma_staging<Out, P.chunk> place{staging + chunk % kPlaces * (L.staging / kPlaces)};
+      if (leader) tma_store_wait_read<kPlaces - 1>();
+      named_barrier(barrier, 128);
+#pragma unroll 1
+      for (int first = 0; first < P.chunk; first += kStep) {
+        float sums[kStep / 2];
+        select<0>((chunk * P.chunk + first) / kStep, sums);
+        place.write(sums, first, [&](float sum, int half, int token) {
+          return output.finish(sum, scales[half], m0 + token, n + 8 * half);
+        });
+      }
+      shared_to_async_fence();
+      named_barrier(barrier, 128);
+      if (!output.aligned) {
+        place.store_directly(output, m0, n0, P.chunk);
+      } else if (leader) {
+        place.store(y_map, m0, n0, output.w.rows);
+        tma_store_commit();
+      }
     }
   }
 
-  /// Registers have no run-time index: one branch per chunk.
-  template <int Chunk>
-  __device__ __forceinline__ void write_chunk(int chunk, float* sums) const {
-    constexpr int kGroups = kWgmmaChunk / 8;
-    if (chunk == Chunk) {
-      wgmma_write_sums<Chunk * kGroups, kGroups>(d, sums, wgmma_sum_pitch(16));
-    } else if constexpr ((Chunk + 1) * kWgmmaChunk < P.tokens) {
-      write_chunk<Chunk + 1>(chunk, sums);
+  /// Adds and stores what this block owns of a tile whose K is shared; `staging` is this
+  /// warpgroup's.
+  template <class Out, class Epilogue>
+  __device__ __forceinline__ void store(std::byte* staging,
+                                        const wgmma_output<Element, Out, Epilogue>& output,
+                                        const wgmma_parts<Tile>& parts, int row0, int token0) {
+    constexpr int kGroups = P.chunk / 8;
+    const int n0 = row0 + threadIdx.x / 128 * 64;
+    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const int barrier = 1 + threadIdx.x / 128;
+    const wgmma_staging<Out, P.chunk> place{staging};
+    mbarrier_wait(parts.barrier, 0);
+    if (n0 >= output.w.rows) return;
+    for (int begin = 0; begin < parts.owned(); begin += kGroups) {
+      const int count = min(kGroups, parts.owned() - begin);
+      const int m0 = token0 + 8 * (parts.first_group(parts.rank) + begin);
+      if (begin > 0) named_barrier(barrier, 128);
+#pragma unroll 1
+      for (int group = 0; group < count; ++group) {
+        float sums[4];
+        parts.add(sums, begin + group);
+        place.write(sums, 8 * group, [&](float sum, int half, int token) {
+          return output.finish(sum, scales[half], m0 + token, n + 8 * half);
+        });
+      }
+      named_barrier(barrier, 128);
+      place.store_directly(output, m0, n0, 8 * count);
+    }
+  }
+
+  /// sums = step `step` of d. Registers have no run-time index: one branch per step.
+  template <int Step, int Count>
+  __device__ __forceinline__ void select(int step, float (&sums)[Count]) const {
+    if (step == Step) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i) sums[i] = d[Step * Count + i];
+    } else if constexpr ((Step + 1) * Count < P.tokens / 2) {
+      select<Step + 1>(step, sums);
     }
   }
 };
 
-/// After all blocks of the cluster have written their parts to `sums`: adds them, a share of the
-/// tokens in each block, and stores.
-template <wgmma_tile Tile, class Output>
-__device__ __forceinline__ void wgmma_store_parts(const float* sums, const Output& output, int rank,
-                                                  int blocks, int row0, int token0) {
-  constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  constexpr int kWarpsPerGroup = P.consumers() / 32 / P.warpgroups;
-  constexpr int kPitch = wgmma_sum_pitch(P.rows());
-  const int warp = threadIdx.x / 32, row_group = warp % P.warpgroups;
-  const int channel = 64 * row_group + threadIdx.x % 32 * 2, n = row0 + channel;
-  const int tokens = min(P.tokens, output.m_count - token0);
-  const int end = tokens * (rank + 1) / blocks;
-  const float2 scale = output.scales(n);
-  const std::uint32_t address = shared_address(sums + channel);
-  constexpr int kTogether = 8;
-  for (int t = tokens * rank / blocks + warp / P.warpgroups; t < end;
-       t += kTogether * kWarpsPerGroup) {
-    float2 sum[kTogether] = {};
-    for (int part = 0; part < blocks; ++part) {
-      float2 more[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        const int token = min(t + i * kWarpsPerGroup, end - 1);
-        more[i] = load_cluster_float2(address + token * kPitch * sizeof(float), part);
-      }
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        sum[i] = make_float2(sum[i].x + more[i].x, sum[i].y + more[i].y);
-      }
-    }
-    const int left = (end - t + kWarpsPerGroup - 1) / kWarpsPerGroup;
-    output.template store<kTogether>(
-        token0 + t, kWarpsPerGroup, n, scale, [&](int i) { return sum[i]; }, left);
-  }
-}
-
 #endif  // sm_90a
 
 /// Compiled for anything but sm_90a it is empty, and has no static shared memory: what the host
-/// knows it by.
+/// knows it by. splits: see wgmma_cut.
 template <class T, class Element, class Out, class Epilogue, wgmma_tile Tile>
-__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(),
-                                  wgmma_policy_of(Tile).blocks_per_sm)
+__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     wgmma_gemm_kernel([[maybe_unused]] const __grid_constant__ CUtensorMap w_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap x_map,
+                      [[maybe_unused]] const __grid_constant__ CUtensorMap y_map,
                       [[maybe_unused]] wgmma_output<Element, Out, Epilogue> output,
-                      [[maybe_unused]] wgmma_parts parts, [[maybe_unused]] int splits) {
+                      [[maybe_unused]] int splits, [[maybe_unused]] wgmma_start start) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr wgmma_policy P = wgmma_policy_of(Tile);
   constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   extern __shared__ std::byte dynamic_shared[];
-  __shared__ alignas(16) std::uint64_t barriers[2 * L.stages];
+  __shared__ alignas(16) std::uint64_t barriers[2 * L.stages + 1];
   const std::uint32_t unaligned = shared_address(dynamic_shared);
   const std::uint32_t padding = (1024 - unaligned % 1024) % 1024;
-  float* const sums = reinterpret_cast<float*>(dynamic_shared + padding + L.sums);
 
   std::uint32_t first_stage = unaligned + padding, first_barrier = shared_address(barriers);
   // Opaque to the compiler, which would compute them again at every use.
   asm volatile("" : "+r"(first_stage), "+r"(first_barrier));
-  wgmma_ring<Element, Tile> ring{first_stage, first_barrier};
+  const wgmma_ring<Element, Tile> ring{first_stage, first_barrier};
   const wgmma_schedule<Tile> schedule(output.m_count, output.w.rows, output.w.cols, L.stage_k(),
                                       splits);
   if (threadIdx.x == 0) {
     tma_prefetch_map(w_map);
     tma_prefetch_map(x_map);
+    tma_prefetch_map(y_map);
     for (int i = 0; i < L.stages; ++i) {
       mbarrier_init(barriers + 2 * i, 1);
-      mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * P.multicast);
+      mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * schedule.sharing());
     }
+    mbarrier_init(barriers + 2 * L.stages, 1);
     mbarrier_init_fence();
   }
   // A block may copy into another's shared memory as soon as its barriers are there.
-  if constexpr (P.multicast > 1) {
+  if (schedule.sharing() > 1) {
     cluster_arrive_relaxed();
     cluster_wait();
   } else {
     __syncthreads();
   }
-  wait_for_earlier_kernels();
 
   if (threadIdx.x >= P.consumers()) {
     if constexpr (P.wide()) set_register_limit<P.producer_registers(), false>();
-    if (threadIdx.x == P.consumers()) ring.produce(w_map, x_map, schedule);
+    if (threadIdx.x == P.consumers()) {
+      wgmma_producer<Element, Tile>{w_map, x_map, schedule}.run(ring, start);
+    }
     __syncwarp();
-    if (!P.persistent && schedule.blocks > 1) {
-      cluster_arrive();
+    if (splits > 1) {
+      cluster_arrive_relaxed();
       cluster_wait();
     }
   } else {
     if constexpr (P.wide()) set_register_limit<P.consumer_registers(), true>();
-    wgmma_consumer<T, Element, Tile> consumer{ring};
+    if (start == wgmma_start::beside_earlier) {
+      // Every block of the first launch has waited for what came before it: nothing more to wait
+      // for, but what this SM's L1 holds may be older.
+      __threadfence();
+    } else {
+      wait_for_earlier_kernels();
+    }
+    wgmma_consumer<T, Element, Tile> consumer{ring, schedule.sharing()};
     schedule.for_each_segment([&](const wgmma_segment& s) {
       constexpr wgmma_policy policy = wgmma_policy_of(Tile);
-      float* const own_sums = sums + threadIdx.x / 32 * kWgmmaChunk * wgmma_sum_pitch(16);
+      constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
+      std::byte* const staging =
+          dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
       consumer.accumulate(s.end - s.begin);
-      if constexpr (policy.persistent) {
-        const auto slot = [&](int cluster) { return cluster * policy.multicast + schedule.rank; };
-        if (s.begin > 0) {
-          parts.give(consumer.d, slot(schedule.cluster));
-          return;
-        }
-        if (s.end < schedule.stages) {
-          std::int64_t from = schedule.stretch(schedule.cluster + 1);
-          for (int next = schedule.cluster + 1; from < s.tile_end; ++next) {
-            const std::int64_t to = schedule.stretch(next + 1);
-            if (to > from) parts.take(consumer.d, slot(next));
-            from = to;
-          }
-        }
-        consumer.store_chunks(own_sums, output, s.row0, s.token0);
+      if (splits == 1) {
+        consumer.store(staging, output, y_map, s.row0, s.token0);
       } else {
-        // The stages, which other warpgroups may still read, are where sums go.
-        named_barrier(1, policy.consumers());
-        if (schedule.blocks == 1) {
-          consumer.store_chunks(own_sums, output, s.row0, s.token0);
-        } else {
-          wgmma_write_sums<0, policy.tokens / 8>(consumer.d, sums + threadIdx.x / 32 * 16,
-                                                 wgmma_sum_pitch(policy.rows()));
-          cluster_arrive();
-          cluster_wait();
-          wgmma_store_parts<Tile>(sums, output, schedule.rank, schedule.blocks, s.row0, s.token0);
-        }
+        const int tokens = min(policy.tokens, output.m_count - s.token0);
+        const wgmma_parts<Tile> parts{schedule.rank, splits, (tokens + 7) / 8, first_stage,
+                                      first_barrier + 16 * layout.stages};
+        if (threadIdx.x == 0) parts.expect();
+        // The others' stages, where sums go, have been read.
+        cluster_arrive_relaxed();
+        cluster_wait();
+        parts.send(consumer.d);
+        consumer.store(staging, output, parts, s.row0, s.token0);
       }
     });
+    tma_store_wait_read<0>();
   }
-  // Nobody leaves while others of the cluster may still reach its shared memory.
-  if (P.multicast > 1 || (!P.persistent && schedule.blocks > 1)) {
+  // Who waits for this kernel waits for the first launch too.
+  if (start == wgmma_start::beside_earlier) wait_for_earlier_kernels();
+  // Nobody leaves while another block may still copy into its shared memory.
+  if (schedule.sharing() > 1) {
     cluster_arrive_relaxed();
     cluster_wait();
   }

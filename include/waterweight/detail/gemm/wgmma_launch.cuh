@@ -1,6 +1,8 @@
 // Host side of the wgmma kernel: whether the code is there, the tensor maps, the launch.
 #pragma once
 
+#include <algorithm>
+
 #include <waterweight/detail/gemm/wgmma_kernel.cuh>
 #include <waterweight/detail/launch.cuh>
 
@@ -13,8 +15,8 @@ struct wgmma_launcher {
   weight_operand<Element> w;
   matrix_view<Out> y;
   Epilogue epilogue;
-  void* workspace;  ///< wgmma_workspace_bytes(SMs of the device)
   cudaStream_t stream;
+  bool early_weights;  ///< see wgmma_gemm_kernel
 
   /// Whether the current device runs code that was compiled for sm_90a.
   static bool present() {
@@ -24,17 +26,13 @@ struct wgmma_launcher {
   /// x and w start, and so do their rows, on 16-byte boundaries. cudaErrorInvalidDeviceFunction:
   /// the code that this device runs was not compiled for sm_90a, or its driver has no tensor maps
   /// for these operands; nothing was launched.
-  cudaError_t run(const device_info& device, wgmma_plan plan) const {
-    switch (plan.tile) {
-      case wgmma_tile::rows128_tokens256:
-        return run<wgmma_tile::rows128_tokens256>(device, plan.splits);
-      case wgmma_tile::rows192_tokens128:
-        return run<wgmma_tile::rows192_tokens128>(device, plan.splits);
-      case wgmma_tile::split_rows128_tokens128:
-        return run<wgmma_tile::split_rows128_tokens128>(device, plan.splits);
-      default:
-        return run<wgmma_tile::split_rows128_tokens64>(device, plan.splits);
-    }
+  cudaError_t run(const device_info& device, const wgmma_plan& plan) const {
+    const wgmma_start start =
+        early_weights ? wgmma_start::weights_early : wgmma_start::after_earlier_kernels;
+    const cudaError_t status =
+        run(device, plan.first, 0, std::min<std::int64_t>(plan.rows, w.rows), start);
+    if (status != cudaSuccess || plan.rows >= w.rows) return status;
+    return run(device, plan.rest, plan.rows, w.rows - plan.rows, wgmma_start::beside_earlier);
   }
 
  private:
@@ -47,37 +45,69 @@ struct wgmma_launcher {
            attributes.sharedSizeBytes > 0;
   }
 
+  /// `count` rows of W from `first` on.
+  cudaError_t run(const device_info& device, wgmma_cut cut, std::int64_t first, std::int64_t count,
+                  wgmma_start start) const {
+    const auto with = [&](auto tile) {
+      return run<decltype(tile)::value>(device, cut.splits, first, count, start);
+    };
+    switch (cut.tile) {
+      case wgmma_tile::rows128_tokens64:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens64>{});
+      case wgmma_tile::rows192_tokens64:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows192_tokens64>{});
+      case wgmma_tile::rows128_tokens128:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens128>{});
+      case wgmma_tile::rows192_tokens128:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows192_tokens128>{});
+      case wgmma_tile::rows128_tokens176:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens176>{});
+      case wgmma_tile::rows128_tokens88:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens88>{});
+      default:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens256>{});
+    }
+  }
+
   template <wgmma_tile Tile>
-  cudaError_t run(const device_info& device, int splits) const {
+  cudaError_t run(const device_info& device, int wanted_splits, std::int64_t first,
+                  std::int64_t count, wgmma_start start) const {
     constexpr wgmma_policy P = wgmma_policy_of(Tile);
     constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
     const auto kernel = wgmma_gemm_kernel<T, Element, Out, Epilogue, Tile>;
     const auto encode = tma_encoder();
     if (encode == nullptr || !has_code(kernel)) return cudaErrorInvalidDeviceFunction;
 
-    CUtensorMap w_map, x_map;
-    if (!tma_make_map(encode, w.data, w.rows, w.cols, w.ld, P.rows(), &w_map) ||
-        !tma_make_map(encode, x.data, x.rows, x.cols, x.ld, P.tokens / P.multicast, &x_map)) {
+    weight_operand<Element> part = w;
+    part.data += first * w.ld;
+    if (part.scale != nullptr) part.scale += first;
+    part.rows = static_cast<int>(count);
+    Out* const y_part = y.data + first;
+    // Of Y, tokens of a chunk by 128 bytes of channels; where it cannot have a map any other does.
+    const bool y_aligned = is_aligned(y_part, 16) && y.ld * sizeof(Out) % 16 == 0;
+    CUtensorMap w_map, x_map, y_map;
+    if (!tma_make_map(encode, part.data, count, w.cols, w.ld, P.rows(),
+                      static_cast<int>(L.w_bytes / P.rows() / sizeof(Element)), &w_map) ||
+        !tma_make_map(encode, x.data, x.rows, x.cols, x.ld, P.tokens / P.multicast, kWgmmaBlockK,
+                      &x_map) ||
+        (y_aligned && !tma_make_map(encode, y_part, y.rows, count, y.ld, P.chunk,
+                                    static_cast<int>(128 / sizeof(Out)), &y_map))) {
       return cudaErrorInvalidDeviceFunction;
     }
+    if (!y_aligned) y_map = x_map;
 
-    const bool pairs = is_aligned(y.data, 2 * sizeof(Out)) && y.ld % 2 == 0;
     const wgmma_output<Element, Out, Epilogue> output{
-        w, y.data, y.ld, static_cast<int>(x.rows), pairs, epilogue};
-    const std::int64_t units =
-        ceil_div(x.rows, P.tokens) * ceil_div(w.rows, P.rows() * P.multicast);
-    const int cluster = P.persistent ? P.multicast : splits;
-    // A persistent cluster's share may be as little as a stage of K.
-    const std::int64_t work =
-        P.persistent && splits > 1 ? units * ceil_div(w.cols, L.stage_k()) : units;
-    const std::int64_t resident = P.persistent ? std::max(device.sm_count / cluster, 1) : units;
-    const std::int64_t blocks = cluster * std::min(work, resident);
-    // Where two blocks fit on an SM, an early grid would fill some SMs with two and leave others
-    // idle.
-    const launch_options options{cluster, P.blocks_per_sm == 1};
-    return launch(kernel, dim3(static_cast<unsigned>(blocks)), P.threads(), L.total + 1024, options,
-                  stream, w_map, x_map, output, wgmma_parts{static_cast<std::byte*>(workspace)},
-                  splits);
+        part, y_part, y.ld, static_cast<int>(x.rows), y_aligned, static_cast<int>(first), epilogue};
+    const int splits =
+        static_cast<int>(std::min<std::int64_t>(wanted_splits, ceil_div(w.cols, L.stage_k())));
+    const int cluster = splits > 1 ? splits : P.multicast;
+    const std::int64_t units = ceil_div(x.rows, P.tokens) *
+                               ceil_div(count, splits > 1 ? P.rows() : P.rows() * P.multicast);
+    const std::int64_t resident =
+        splits > 1 ? units : std::min<std::int64_t>(units, std::max(device.sm_count / cluster, 1));
+    return launch(kernel, dim3(static_cast<unsigned>(cluster * resident)), P.threads(),
+                  L.total + 1024, launch_options{cluster, true}, stream, w_map, x_map, y_map,
+                  output, splits, start);
   }
 };
 

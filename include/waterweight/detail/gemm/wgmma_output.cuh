@@ -1,8 +1,14 @@
-// How the wgmma kernel's sums become Y: through shared memory, because a thread holds them as
-// columns of Y, to lanes that own two neighbouring channels of one token and store them together.
+// How the wgmma kernel's sums become Y. A thread holds them as columns of Y: through shared memory
+// they become rows, which the copy engine stores while the next tile is computed.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
+
 #include <waterweight/detail/arch/convert.cuh>
+#include <waterweight/detail/arch/mma.cuh>
+#include <waterweight/detail/arch/tma.cuh>
+#include <waterweight/detail/arch/wgmma.cuh>
 #include <waterweight/detail/gemm/weights.cuh>
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
 
@@ -15,68 +21,102 @@ struct wgmma_output {
   Out* y;
   std::int64_t ld;
   int m_count;
-  bool pairs;  ///< two neighbouring elements of Y may be stored as one
+  bool aligned;  ///< rows of Y start on 16-byte boundaries: there is a tensor map of it
+  int first_n;   ///< what the epilogue knows channel 0 as: W and Y may be a part of the caller's
   Epilogue epilogue;
 
-  /// The scales of channels n and n + 1.
-  __device__ __forceinline__ float2 scales(int n) const {
-    return make_float2(n < w.rows ? apply_scale(w, 1.0f, n) : 0.0f,
-                       n + 1 < w.rows ? apply_scale(w, 1.0f, n + 1) : 0.0f);
+  __device__ __forceinline__ float scale(int n) const {
+    return apply_scale(w, 1.0f, min(n, w.rows - 1));
   }
 
-  __device__ __forceinline__ float2 finish(float2 sum, float2 scale, int m, int n) const {
-    return make_float2(epilogue(sum.x * scale.x, m, n), epilogue(sum.y * scale.y, m, n + 1));
+  /// The value of y[m, n]; outside of Y anything.
+  __device__ __forceinline__ Out finish(float sum, float scale, int m, int n) const {
+    return from_float<Out>(
+        epilogue(sum * scale, min(m, m_count - 1), first_n + min(n, w.rows - 1)));
+  }
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/// The values of `Chunk` tokens by a warpgroup's 64 channels on their way to Y, in shared memory:
+/// boxes of 128 bytes of channels, tokens 128 bytes apart, under the 128-byte swizzle.
+template <class Out, int Chunk>
+struct wgmma_staging {
+  static constexpr int kBoxChannels = 128 / static_cast<int>(sizeof(Out));
+  static constexpr int kBoxBytes = Chunk * 128;
+  static constexpr int kBoxes = 64 / kBoxChannels;
+
+  std::byte* base;  ///< in shared memory, at a multiple of 1024
+
+  __device__ __forceinline__ static int offset(int token, int channel) {
+    const int byte = channel % kBoxChannels * static_cast<int>(sizeof(Out));
+    return channel / kBoxChannels * kBoxBytes + token * 128 + (byte / 16 ^ token % 8) * 16 +
+           byte % 16;
   }
 
-  __device__ __forceinline__ void store_pair(float2 value, int m, int n) const {
-    struct alignas(2 * sizeof(Out)) pair {
-      Out first, second;
-    };
-    *reinterpret_cast<pair*>(y + m * ld + n) = {from_float<Out>(value.x), from_float<Out>(value.y)};
-  }
-
-  /// Finishes and stores channels n and n + 1 of token m, of which any may lie outside.
-  __device__ __forceinline__ void store_guarded(float2 sum, float2 scale, int m, int n) const {
-    if (m >= m_count) return;
-    if (n < w.rows) y[m * ld + n] = from_float<Out>(epilogue(sum.x * scale.x, m, n));
-    if (n + 1 < w.rows) y[m * ld + n + 1] = from_float<Out>(epilogue(sum.y * scale.y, m, n + 1));
-  }
-
-  /// Tokens m0, m0 + stride, ...: `count` of `Count`; sum(i) gives the two sums of the i-th. What
-  /// the epilogue reads is read for all of them before anything is stored.
-  template <int Count, class Sum>
-  __device__ __forceinline__ void store(int m0, int stride, int n, float2 scale, const Sum& sum,
-                                        int count = Count) const {
-    if (count >= Count && pairs && n + 1 < w.rows && m0 + (Count - 1) * stride < m_count) {
-      float2 value[Count];
+  /// Stages a warp's 16 channels from token `first` on, first % 8 == 0: d[4j + e] is the sum of
+  /// token first + 8j + 2q + e % 2 and channel g + e / 2 * 8, lane = 4g + q. value(sum, e / 2,
+  /// token) finishes it.
+  template <int Registers, class Value>
+  __device__ __forceinline__ void write(const float (&d)[Registers], int first,
+                                        const Value& value) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int first_channel = threadIdx.x % 128 / 32 * 16;
+    std::byte* const rows = base + first * 128;
+    // All values before any store: what the epilogue reads is then read together.
+    Out finished[Registers];
 #pragma unroll
-      for (int i = 0; i < Count; ++i) value[i] = finish(sum(i), scale, m0 + i * stride, n);
+    for (int i = 0; i < Registers; ++i) {
+      finished[i] = value(d[i], i / 2 % 2, first + i / 4 * 8 + 2 * q + i % 2);
+    }
 #pragma unroll
-      for (int i = 0; i < Count; ++i) store_pair(value[i], m0 + i * stride, n);
-    } else {
+    for (int j = 0; j < Registers / 4; ++j) {
+      if constexpr (sizeof(Out) == 2) {
+        std::uint32_t pairs[2];
+        memcpy(pairs, finished + 4 * j, sizeof pairs);
+        store_matrices_transposed(
+            shared_address(rows + offset(lane % 8, first_channel + lane / 8 % 2 * 8)) + j * 1024,
+            pairs);
+      } else {
 #pragma unroll
-      for (int i = 0; i < Count; ++i) {
-        if (i < count) store_guarded(sum(i), scale, m0 + i * stride, n);
+        for (int e = 0; e < 4; ++e) {
+          std::byte* const at = rows + offset(2 * q + e % 2, first_channel + g + e / 2 * 8);
+          *reinterpret_cast<Out*>(at + j * 1024) = finished[4 * j + e];
+        }
+      }
+    }
+  }
+
+  /// By one thread: starts the store of all values to Y from (m, n) on.
+  __device__ __forceinline__ void store(const CUtensorMap& y_map, int m, int n, int n_end) const {
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      const int channel = n + box * kBoxChannels;
+      if (channel < n_end) tma_store(y_map, m, channel, shared_address(base) + box * kBoxBytes);
+    }
+  }
+
+  /// By the whole warpgroup: stores the first `tokens` itself, to any Y.
+  template <class Output>
+  __device__ __forceinline__ void store_directly(const Output& output, int m, int n,
+                                                 int tokens) const {
+    constexpr int kVector = 16 / static_cast<int>(sizeof(Out)), kVectors = 64 / kVector;
+    tokens = min(tokens, output.m_count - m);
+    for (int i = threadIdx.x % 128; i < tokens * kVectors; i += 128) {
+      const int token = i / kVectors, channel = i % kVectors * kVector;
+      const std::byte* const from = base + offset(token, channel);
+      Out* const to = output.y + (m + token) * output.ld + n + channel;
+      if (output.aligned && n + channel + kVector <= output.w.rows) {
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+      } else {
+        const int count = min(kVector, output.w.rows - n - channel);
+        for (int c = 0; c < count; ++c) to[c] = reinterpret_cast<const Out*>(from)[c];
       }
     }
   }
 };
 
-/// Writes token groups [Begin, Begin + Count) of a warp's 16 rows to `sums`, where that of its
-/// first row and token 8 * Begin belongs; tokens are `pitch` floats apart.
-template <int Begin, int Count, int Registers>
-__device__ __forceinline__ void wgmma_write_sums(const float (&d)[Registers], float* sums,
-                                                 int pitch) {
-  const int lane = threadIdx.x % 32;
-  float* const base = sums + 2 * (lane % 4) * pitch + lane / 4;
-#pragma unroll
-  for (int j = 0; j < Count; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      base[(8 * j + e % 2) * pitch + e / 2 * 8] = d[4 * (Begin + j) + e];
-    }
-  }
-}
+#endif  // sm_90a
 
 }  // namespace detail
 WATERWEIGHT_ARCH_NAMESPACE_END

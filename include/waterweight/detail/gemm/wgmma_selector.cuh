@@ -1,7 +1,6 @@
 // When the wgmma kernel is used, with which tile, and what it needs of the workspace.
 #pragma once
 
-#include <waterweight/detail/gemm/wgmma_parts.cuh>
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -21,87 +20,125 @@ constexpr bool may_use_wgmma(const device_info& device, std::int64_t m) {
   return kCompiledForSm90 && device.compute_capability == 90 && m > 16;
 }
 
-constexpr std::size_t gemm_workspace_bytes(const device_info& device, std::int64_t m) {
-  return may_use_wgmma(device, m) ? wgmma_workspace_bytes(device.sm_count + 1) : 0;
-}
+constexpr std::size_t gemm_workspace_bytes(const device_info&, std::int64_t) { return 0; }
 
-/// What a tile took on H200, in nanoseconds.
+/// What a tile took on H200 with INT8 weights, in nanoseconds.
 struct wgmma_tile_time {
-  std::int64_t block;     ///< 64 elements of K
-  std::int64_t fixed[4];  ///< launch, first loads, storing; with 1, 2, ... blocks that share K
+  int fixed;   ///< launch, first loads, storing
+  int block;   ///< 64 elements of K on a card otherwise idle
+  int shared;  ///< what is added to that when all SMs work
 };
 
-/// The default choice: the plan that should take the least time by what its parts took on H200 with
-/// INT8 weights (16-bit ones change all of them alike). On the shapes of gemm_bench at M = 64 to
-/// 4096 it names the fastest plan, or one within a few per cent of it.
+/// The default choice: the plan that should take the least time by what its parts took on H200.
+/// 16-bit weights change all of them alike. On the shapes of gemm_bench at M = 64 to 4096 the plan
+/// takes 1 % longer than the fastest one in the mean.
 struct default_wgmma_selector {
   static constexpr wgmma_tile_time time_of(wgmma_tile tile) {
     switch (tile) {
-      case wgmma_tile::rows128_tokens256:
-        return {700, {2000, 0, 0, 0}};
+      case wgmma_tile::rows128_tokens64:
+        return {1700, 220, 60};
+      case wgmma_tile::rows192_tokens64:
+        return {1700, 330, 60};
+      case wgmma_tile::rows128_tokens88:
+        return {1800, 270, 30};
+      case wgmma_tile::rows128_tokens128:
+        return {2000, 310, 80};
       case wgmma_tile::rows192_tokens128:
-        return {500, {4000, 0, 0, 0}};
-      case wgmma_tile::split_rows128_tokens128:
-        return {350, {3000, 4500, 6500, 6500}};
+        return {2200, 470, 90};
+      case wgmma_tile::rows128_tokens176:
+        return {2200, 420, 90};
       default:
-        return {250, {3700, 4400, 6200, 9000}};
+        return {2200, 620, 90};
     }
   }
-  /// Sums through the workspace, and more where a tile has many parts.
-  static constexpr std::int64_t kShared = 13000, kSharedPart = 3000;
+  static constexpr int kSecondLaunch = 800;
+  static constexpr std::int64_t kWeightsPerMicrosecond = 3300000;
   static constexpr std::int64_t kNever = std::int64_t{1} << 62;
 
-  static constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b;
+  /// For 64 tokens, what blocks that share K take to add their sums.
+  static constexpr int adding(int splits) {
+    constexpr int kTimes[kWgmmaMaxSplits + 1] = {0, 0, 1000, 1300, 1700, 2200, 2600, 3000, 3300};
+    return kTimes[splits];
+  }
+  /// How many clusters run at once: a cluster stays inside a GPC, which leaves SMs idle. The share
+  /// in thousandths, as of the 132 SMs of H200.
+  static constexpr int clusters(int splits, int sms) {
+    constexpr int kShare[kWgmmaMaxSplits + 1] = {0, 1000, 1000, 886, 909, 833, 772, 795, 909};
+    return sms * kShare[splits] / 1000 / splits;
   }
 
-  static constexpr std::int64_t time(wgmma_plan plan, int sms, std::int64_t m, std::int64_t n,
-                                     std::int64_t k) {
-    const wgmma_policy p = wgmma_policy_of(plan.tile);
-    const wgmma_tile_time t = time_of(plan.tile);
-    const std::int64_t units = divide_up(m, p.tokens) * divide_up(n, p.rows() * p.multicast);
-    const std::int64_t blocks = divide_up(k, kWgmmaBlockK);
-    if (p.persistent) {
-      const int clusters = sms > p.multicast ? sms / p.multicast : 1;
-      const std::int64_t tile = t.fixed[0] + blocks * t.block;
-      if (plan.splits == 1) return divide_up(units, clusters) * tile;
-      return kShared + kSharedPart * divide_up(clusters, units) + units * tile / clusters;
+  static constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+  struct shape {
+    int m, n, k;
+  };
+
+  static constexpr std::int64_t time(wgmma_cut cut, int sms, const shape& s) {
+    const wgmma_policy p = wgmma_policy_of(cut.tile);
+    const wgmma_tile_time t = time_of(cut.tile);
+    const int blocks = divide_up(s.k, kWgmmaBlockK), token_tiles = divide_up(s.m, p.tokens);
+    std::int64_t needed = 0;
+    if (cut.splits == 1) {
+      const int units = token_tiles * divide_up(s.n, p.rows() * p.multicast);
+      const int at_once = sms > p.multicast ? sms / p.multicast : 1;
+      const int busy = units < at_once ? units : at_once;
+      needed = std::int64_t{divide_up(units, at_once)} *
+               (t.fixed + blocks * std::int64_t{t.block + t.shared * busy / at_once});
+    } else {
+      const int units = token_tiles * divide_up(s.n, p.rows());
+      // All must run at once.
+      if (units > clusters(cut.splits, sms) || blocks < 4 * cut.splits) return kNever;
+      needed = t.fixed + adding(cut.splits) * p.tokens / 64 +
+               divide_up(blocks, cut.splits) *
+                   std::int64_t{t.block + t.shared * units * cut.splits / sms};
     }
-    const std::int64_t fixed = t.fixed[plan.splits - 1];
-    if (plan.splits > 1) {
-      // A cluster stays inside a GPC, so that large ones leave SMs idle. All must run at once.
-      const int slots = p.blocks_per_sm * (plan.splits == 2 ? sms : sms - 13);
-      if (units * plan.splits > slots || k < plan.splits * 2 * kWgmmaBlockK) return kNever;
+    const std::int64_t to_read = t.fixed + std::int64_t{s.n} * s.k * 1000 / kWeightsPerMicrosecond;
+    return needed > to_read ? needed : to_read;
+  }
+
+  /// The fastest cut of a product that is computed in one launch.
+  static constexpr std::int64_t fastest(int sms, const shape& s, wgmma_cut* best) {
+    std::int64_t least = kNever;
+    for (int i = 0; i < kWgmmaTiles; ++i) {
+      const wgmma_tile tile = static_cast<wgmma_tile>(i);
+      // Splitting K pays while tiles are few.
+      for (int splits = 1; splits <= (s.m <= 512 ? kWgmmaMaxSplits : 2); ++splits) {
+        const std::int64_t needed = time({tile, splits}, sms, s);
+        if (needed < least) {
+          least = needed;
+          *best = {tile, splits};
+        }
+      }
     }
-    std::int64_t part = blocks * t.block / plan.splits;
-    const std::int64_t rounds = divide_up(units * plan.splits, sms);
-    if (p.blocks_per_sm == 1) return rounds * (fixed + part);
-    // Alone on an SM, such a block has too few bytes under way to load at full speed.
-    if (plan.splits == 1 && rounds == 1) part = part * 4 / 3;
-    // What W costs to load and convert, it costs for every tile of tokens.
-    if (m > p.tokens) part = part * 6 / 5;
-    return fixed + rounds * part;
+    return least;
   }
 
   constexpr wgmma_plan operator()(const device_info& device, std::int64_t m, std::int64_t n,
                                   std::int64_t k) const {
-    constexpr wgmma_plan kPlans[] = {
-        {wgmma_tile::rows128_tokens256, 1},       {wgmma_tile::rows128_tokens256, 2},
-        {wgmma_tile::rows192_tokens128, 1},       {wgmma_tile::split_rows128_tokens128, 1},
-        {wgmma_tile::split_rows128_tokens128, 2}, {wgmma_tile::split_rows128_tokens128, 3},
-        {wgmma_tile::split_rows128_tokens128, 4}, {wgmma_tile::split_rows128_tokens64, 1},
-        {wgmma_tile::split_rows128_tokens64, 2},  {wgmma_tile::split_rows128_tokens64, 3},
-        {wgmma_tile::split_rows128_tokens64, 4}};
-    wgmma_plan best = kPlans[0];
-    std::int64_t least = 0;
-    for (const wgmma_plan& plan : kPlans) {
-      const std::int64_t needed = time(plan, device.sm_count, m, n, k);
-      if (least == 0 || needed < least) {
-        best = plan;
+    const int sms = device.sm_count;
+    const shape all{static_cast<int>(m), static_cast<int>(n), static_cast<int>(k)};
+    wgmma_plan plan{{wgmma_tile::rows128_tokens256, 1}, n, {wgmma_tile::rows128_tokens256, 1}};
+    std::int64_t least = fastest(sms, all, &plan.first);
+    // Whole rounds of one tile first, what is left in another way.
+    for (wgmma_tile tile : {wgmma_tile::rows128_tokens256, wgmma_tile::rows128_tokens176,
+                            wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens128}) {
+      const wgmma_policy p = wgmma_policy_of(tile);
+      const int span = p.rows() * p.multicast, token_tiles = divide_up(all.m, p.tokens);
+      const int at_once = sms > p.multicast ? sms / p.multicast : 1;
+      const int rounds = token_tiles * divide_up(all.n, span) / at_once;
+      const std::int64_t rows = std::int64_t{rounds} * at_once / token_tiles * span;
+      if (rows <= 0 || rows >= n) continue;
+      const wgmma_cut first{tile, 1};
+      wgmma_cut rest{};
+      const std::int64_t needed = time(first, sms, {all.m, static_cast<int>(rows), all.k}) +
+                                  kSecondLaunch +
+                                  fastest(sms, {all.m, static_cast<int>(n - rows), all.k}, &rest);
+      if (needed < least) {
         least = needed;
+        plan = {first, rows, rest};
       }
     }
-    return best;
+    return plan;
   }
 };
 
