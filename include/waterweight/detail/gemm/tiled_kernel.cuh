@@ -1,156 +1,140 @@
-// The mma.sync GEMM for many rows: cp.async pipeline, weights converted in registers.
-//
-// X is the A operand (m16), W the B operand (n8). As in the GEMV, K is permuted inside groups of
-// 32: lane t of a quad takes 8 consecutive elements k = 8t .. 8t+7 of both operands, which are two
-// k16 steps' worth. One 16-byte shared load then feeds half of two A fragments, one 8-byte load a
-// whole pair of B fragments in INT8, and neither ldmatrix nor a repacked weight layout is needed.
+// The mma.sync GEMM for many rows: a cp.async pipeline through shared memory; a warp reads its
+// fragments one step of K ahead of their mma, and converts INT8 weights between those of the step
+// before.
 #pragma once
 
-#include <waterweight/detail/arch/convert.cuh>
-#include <waterweight/detail/arch/memory.cuh>
-#include <waterweight/detail/arch/mma.cuh>
 #include <waterweight/detail/gemm/policy.cuh>
-#include <waterweight/detail/gemm/weights.cuh>
+#include <waterweight/detail/gemm/tiled_copy.cuh>
+#include <waterweight/detail/gemm/tiled_fragments.cuh>
+#include <waterweight/detail/gemm/tiled_output.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-/// A [Rows, 64] tile of 1- or 2-byte elements in shared memory, 16-byte vectors permuted inside
-/// each row so that neither the copies in nor the fragment loads out meet a bank conflict.
-template <class Element, int Rows>
-struct shared_tile {
-  static constexpr int kRowBytes = 64 * sizeof(Element);
-  static constexpr int kVectorsPerRow = kRowBytes / 16;
-  static constexpr int kBytes = Rows * kRowBytes;
-  static constexpr int kElementsPerVector = 16 / sizeof(Element);
+/// Blocks that run together share rows of X and of W: tiles of rows of X vary first, in groups
+/// whose X the L2 can hold.
+struct tiled_place {
+  static constexpr int kGroup = 16;
+  int m, n;  ///< in tiles
 
-  /// Byte offset of element k of `row`. Fragment loads of a quarter (16-bit) or half (8-bit) warp
-  /// cover 2 or 4 rows: flipping the upper vector index bit by row parity (16-bit: 128-byte rows)
-  /// or by pairs of rows (8-bit: 64-byte rows) sends them to different banks.
-  __device__ static __forceinline__ int offset(int row, int k) {
-    const int flip = sizeof(Element) == 2 ? (row & 1) * 4 : ((row >> 1) & 1) * 2;
-    const int vector = (k / kElementsPerVector) ^ flip;
-    return row * kRowBytes + vector * 16 +
-           (k % kElementsPerVector) * static_cast<int>(sizeof(Element));
-  }
-
-  /// Copies rows [row0, row0 + Rows) x cols [k0, k0 + 64) of a matrix; what lies outside is zero.
-  /// Aligned: rows start on 16-byte boundaries, so the copy is asynchronous.
-  template <bool Aligned, int Threads>
-  __device__ static __forceinline__ void fill(std::byte* tile, const Element* data, std::int64_t ld,
-                                              int rows, int cols, int row0, int k0) {
-#pragma unroll
-    for (int i = 0; i < Rows * kVectorsPerRow / Threads; ++i) {
-      const int vector = i * Threads + threadIdx.x;
-      const int row = vector / kVectorsPerRow, k = (vector % kVectorsPerRow) * kElementsPerVector;
-      const int left = row0 + row < rows ? min(max(cols - k0 - k, 0), kElementsPerVector) : 0;
-      std::byte* target = tile + offset(row, k);
-      // With nothing left the pointer must still be one that exists.
-      const Element* source = left > 0 ? data + (row0 + row) * ld + k0 + k : data;
-      if constexpr (Aligned) {
-        cp_async_16(target, source, left * static_cast<int>(sizeof(Element)));
-      } else {
-        alignas(16) Element buffer[kElementsPerVector];
-#pragma unroll
-        for (int e = 0; e < kElementsPerVector; ++e) {
-          buffer[e] = e < left ? source[e] : Element{};
-        }
-        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(buffer);
-      }
-    }
+  __device__ __forceinline__ tiled_place(int index, int m_tiles, int n_tiles) {
+    const int group = index / (kGroup * n_tiles), inside = index - group * kGroup * n_tiles;
+    const int width = min(kGroup, m_tiles - group * kGroup);
+    n = inside / width;
+    m = group * kGroup + inside - n * width;
   }
 };
 
-template <class T, class Element>
-constexpr int tiled_gemm_shared_bytes(tiled_gemm_policy policy) {
-  return policy.stages * policy.block_k *
-         (policy.block_m * static_cast<int>(sizeof(T)) +
-          policy.block_n * static_cast<int>(sizeof(Element)));
-}
+template <class T, class Element, class Out, class Epilogue, tiled_tile Tile, bool Aligned>
+__global__ void __launch_bounds__(tiled_policy_of(Tile).threads(),
+                                  tiled_policy_of(Tile).blocks_per_sm)
+    tiled_gemm_kernel(const T* __restrict__ x, std::int64_t x_ld,
+                      tiled_output<Element, Out, Epilogue> output) {
+  constexpr tiled_policy P = tiled_policy_of(Tile);
+  constexpr int kOwn = P.warp_n() / 8, kWTiles = P.warp_n() / 16, kXTiles = P.warp_m() / 8;
+  constexpr int kStages = P.stages(sizeof(Element));
+  constexpr int kXBytes = P.block_m * x_places::kRowBytes;
+  constexpr int kStageBytes = kXBytes + P.block_n * w_places<Element, kOwn>::kRowBytes;
+  using x_copier = tile_copier<x_places, T, P.block_m, P.threads(), Aligned>;
+  using w_copier = tile_copier<w_places<Element, kOwn>, Element, P.block_n, P.threads(), Aligned>;
+  using weights = w_reader<Element, kOwn>;
+  extern __shared__ __align__(128) std::byte shared[];
 
-template <class T, class Element, class Out, class Epilogue, bool Large, bool Aligned>
-__global__ void __launch_bounds__((Large ? kLargeTile : kSmallTile).threads())
-    tiled_gemm_kernel(const T* __restrict__ x, std::int64_t x_ld, weight_operand<Element> w, Out* y,
-                      std::int64_t y_ld, int m_count, Epilogue epilogue) {
-  constexpr tiled_gemm_policy P = Large ? kLargeTile : kSmallTile;
-  constexpr int kMTiles = P.warp_m() / 16, kNTiles = P.warp_n() / 8;
-  using x_tile = shared_tile<T, P.block_m>;
-  using w_tile = shared_tile<Element, P.block_n>;
-  extern __shared__ __align__(16) std::byte shared[];
-  std::byte* const w_shared = shared + P.stages * x_tile::kBytes;
-
-  // Neighbouring blocks share the rows of W, the larger operand of a decoder's GEMMs.
-  const int m0 = blockIdx.x * P.block_m, n0 = blockIdx.y * P.block_n;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const weight_operand<Element>& w = output.w;
+  const tiled_place place(blockIdx.x, (output.m_count + P.block_m - 1) / P.block_m,
+                          (w.rows + P.block_n - 1) / P.block_n);
+  const int m0 = place.m * P.block_m, n0 = place.n * P.block_n;
+  const int warp = threadIdx.x / 32;
   const int warp_m0 = warp % P.warps_m * P.warp_m(), warp_n0 = warp / P.warps_m * P.warp_n();
 
-  const auto fill_stage = [&](int stage, int k0) {
-    x_tile::template fill<Aligned, P.threads()>(shared + stage * x_tile::kBytes, x, x_ld, m_count,
-                                                w.cols, m0, k0);
-    w_tile::template fill<Aligned, P.threads()>(w_shared + stage * w_tile::kBytes, w.data, w.ld,
-                                                w.rows, w.cols, n0, k0);
+  x_copier x_copy(x, x_ld, output.m_count, w.cols, m0);
+  w_copier w_copy(w.data, w.ld, w.rows, w.cols, n0);
+  constexpr int kCopies = x_copier::kCopies + w_copier::kCopies;
+  // Copy i of both operands' next tiles.
+  const auto copy = [&](int i, std::byte* stage) {
+    if (i < x_copier::kCopies) {
+      x_copy.copy(i, stage);
+    } else {
+      w_copy.copy(i - x_copier::kCopies, stage + kXBytes);
+    }
   };
-
-  float acc[kMTiles][kNTiles][4] = {};
-  const int steps = (w.cols + P.block_k - 1) / P.block_k;
-#pragma unroll
-  for (int stage = 0; stage < P.stages - 1; ++stage) {
-    if (stage < steps) fill_stage(stage, stage * P.block_k);
+  const auto advance = [&] {
     cp_async_commit();
+    x_copy.advance();
+    w_copy.advance();
+  };
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) copy(i, shared + stage * kStageBytes);
+    advance();
+  }
+  cp_async_wait<kStages - 2>();
+  __syncthreads();
+
+  const x_reader<Element, kXTiles> x_read(warp_m0);
+  const weights w_read(warp_n0);
+  float acc[kWTiles][kXTiles][4] = {};
+  std::uint32_t a[2][kWTiles][4], b[2][kXTiles][2], raw[weights::kWords];
+  x_read.read(shared, 0, b[0]);
+  w_read.read(shared + kXBytes, 0, raw);
+#pragma unroll
+  for (int part = 0; part < weights::kParts; ++part) {
+    weights::template convert<T>(raw, part, a[0]);
   }
 
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<P.stages - 2>();
-    __syncthreads();  // this step's tile has arrived; everybody has left the one refilled next
-    const int next = step + P.stages - 1;
-    if (next < steps) fill_stage(next % P.stages, next * P.block_k);
-    cp_async_commit();
-
-    const std::byte* xs = shared + step % P.stages * x_tile::kBytes;
-    const std::byte* ws = w_shared + step % P.stages * w_tile::kBytes;
+  const int tiles = (w.cols + kTiledBlockK - 1) / kTiledBlockK;
+  int current = 0, filled = (kStages - 1) * kStageBytes;  // offsets of the stages at hand
+  for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll
-    for (int k = 0; k < P.block_k; k += 32) {
-      std::uint32_t b[kNTiles][4];  // [.][2 * k16 step + register]
+    for (int step = 0; step < kTiledSteps; ++step) {
+      constexpr int kLast = kTiledSteps - 1;
+      if (step == kLast) {
+        current = current == (kStages - 1) * kStageBytes ? 0 : current + kStageBytes;
+        cp_async_wait<kStages - 2>();
+        __syncthreads();  // the next tile has arrived, and everybody has read this one
+      }
+      const int next = (step + 1) % kTiledSteps, from = step % 2, to = 1 - from;
+      w_read.read(shared + current + kXBytes, next, raw);
+      x_read.read(shared + current, next, b[to]);
+      // Between the mma: after a quarter of them, which cover the time that the weights take from
+      // shared memory, the conversions; in the steps before the last one, copies.
+      constexpr int kMma = kXTiles * kWTiles, kWait = kMma / 4;
+      constexpr int kEvery = (kMma - kWait) / weights::kParts;
+      constexpr int kStepCopies = (kCopies + kLast - 1) / kLast, kCopyEvery = kMma / kStepCopies;
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        const std::byte* source = ws + w_tile::offset(warp_n0 + 8 * j + group, k + 8 * quad);
-        if constexpr (is_quantized_v<Element>) {
-          const uint2 eight = *reinterpret_cast<const uint2*>(source);
-          dequantize_four<T>(eight.x, b[j][0], b[j][1]);
-          dequantize_four<T>(eight.y, b[j][2], b[j][3]);
-        } else {
-          *reinterpret_cast<uint4*>(b[j]) = *reinterpret_cast<const uint4*>(source);
+      for (int i = 0; i < kMma; ++i) {
+        const int t = i / kXTiles, j = i % kXTiles;
+        mma_m16n8k16<T>(acc[t][j], a[from][t], b[from][j][0], b[from][j][1]);
+        if (i >= kWait && (i - kWait) % kEvery == 0 && (i - kWait) / kEvery < weights::kParts) {
+          weights::template convert<T>(raw, (i - kWait) / kEvery, a[to]);
+        }
+        const int copied = step * kStepCopies + i / kCopyEvery;
+        if (step < kLast && i % kCopyEvery == kCopyEvery / 2 && i / kCopyEvery < kStepCopies &&
+            copied < kCopies) {
+          copy(copied, shared + filled);
         }
       }
-#pragma unroll
-      for (int i = 0; i < kMTiles; ++i) {
-        const int row = warp_m0 + 16 * i + group;
-        const uint4 low = *reinterpret_cast<const uint4*>(xs + x_tile::offset(row, k + 8 * quad));
-        const uint4 high =
-            *reinterpret_cast<const uint4*>(xs + x_tile::offset(row + 8, k + 8 * quad));
-        const std::uint32_t a0[4] = {low.x, high.x, low.y, high.y};
-        const std::uint32_t a1[4] = {low.z, high.z, low.w, high.w};
-#pragma unroll
-        for (int j = 0; j < kNTiles; ++j) {
-          mma_m16n8k16<T>(acc[i][j], a0, b[j][0], b[j][1]);
-          mma_m16n8k16<T>(acc[i][j], a1, b[j][2], b[j][3]);
-        }
+      if (step == kLast - 1) {
+        advance();
+        filled = filled == (kStages - 1) * kStageBytes ? 0 : filled + kStageBytes;
       }
     }
   }
 
+  const int lane = threadIdx.x % 32, n = n0 + warp_n0 + lane / 4 * kOwn;
+  float scale[kOwn];
+  output.read_scales(n, scale);
 #pragma unroll
-  for (int i = 0; i < kMTiles; ++i) {
+  for (int j = 0; j < kXTiles; ++j) {
 #pragma unroll
-    for (int j = 0; j < kNTiles; ++j) {
+    for (int e = 0; e < 2; ++e) {
+      float sum[kOwn];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int m = m0 + warp_m0 + 16 * i + group + 8 * (e / 2);
-        const int n = n0 + warp_n0 + 8 * j + 2 * quad + e % 2;
-        if (m < m_count && n < w.rows) {
-          y[m * y_ld + n] = from_float<Out>(epilogue(apply_scale(w, acc[i][j][e], n), m, n));
-        }
+      for (int i = 0; i < kOwn; ++i) {
+        sum[i] = weights::template kUnit<T> * acc[i / 2][j][i % 2 * 2 + e];
       }
+      output.store(sum, scale, m0 + warp_m0 + 8 * j + lane % 4 * 2 + e, n);
     }
   }
 }

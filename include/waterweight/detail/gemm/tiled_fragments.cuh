@@ -1,0 +1,148 @@
+// Operands of the tiled GEMM in shared memory, and how warps read them as mma fragments: W is the
+// A operand (m16), X the B operand (n8), so that Y^T comes out.
+//
+// A tile is [rows, 64] elements. Its 16-byte vectors change places inside 128 bytes, so that
+// neither the copies in nor the fragment loads out meet a bank conflict.
+//
+// A dot product does not care about the order of K as long as both operands agree, nor the mma
+// about which row of W is which:
+// - ldmatrix gives lane q of a quad bytes 4q .. 4q+3 of each 16. Of INT8 weights these are four
+//   elements of K: they stand for slots 2q, 2q+1, 2q+8, 2q+9 of the mma. The same elements of X
+//   are one 8-byte load, a whole B fragment.
+// - A warp's rows of W are dealt out so that rows g and g + 8 of all its fragments are neighbours:
+//   a lane then owns neighbouring columns of Y.
+#pragma once
+
+#include <waterweight/detail/arch/convert.cuh>
+#include <waterweight/detail/arch/memory.cuh>
+#include <waterweight/detail/arch/mma.cuh>
+#include <waterweight/detail/gemm/policy.cuh>
+#include <waterweight/detail/gemm/weights.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+inline constexpr int kTiledSteps = kTiledBlockK / 16;  ///< mma along K for one tile
+
+/// X: rows of 128 bytes. Rows of eight lie in different vectors (ldmatrix), rows of four in
+/// different pairs of them (8-byte loads).
+struct x_places {
+  static constexpr int kRowBytes = 128;
+  __device__ static __forceinline__ int of(int row, int vector) {
+    return row * kRowBytes + (vector ^ ((row & 3) * 2 + (row >> 2 & 1))) * 16;
+  }
+  /// The place of the same vector `rows` further, a multiple of 8.
+  __device__ static __forceinline__ int shift(int place, int rows) {
+    return place + rows * kRowBytes;
+  }
+};
+
+/// W: rows of 64 (INT8) or 128 bytes. Rows `Own` apart, eight of which make a fragment's half, lie
+/// in different vectors.
+template <class Element, int Own>
+struct w_places {
+  static constexpr int kRowBytes = kTiledBlockK * static_cast<int>(sizeof(Element));
+  __device__ static __forceinline__ int of(int row, int vector) {
+    const int byte = row * kRowBytes + vector * 16;
+    return byte ^ (row / Own & 7) * 16;
+  }
+  /// The place of the same vector `rows` further: a multiple of a power of two above the row of
+  /// `place`.
+  __device__ static __forceinline__ int shift(int place, int rows) {
+    return (place ^ (rows / Own & 7) * 16) + rows * kRowBytes;
+  }
+};
+
+/// A fragments of a warp's 8 * Own rows of W, first as they lie in memory.
+template <class Element, int Own>
+class w_reader {
+ public:
+  static constexpr int kTiles = Own / 2;
+  /// What a lane reads for one step: INT8: word 2t + h has rows g + 8h of fragment t; 16 bit: the
+  /// fragments themselves.
+  static constexpr int kWords = is_quantized_v<Element> ? Own : 2 * Own;
+  /// Words that become part of a fragment together.
+  static constexpr int kParts = Own;
+
+  __device__ __forceinline__ explicit w_reader(int row0) {
+    const int lane = threadIdx.x % 32, matrix = lane / 8;
+    const int row = row0 + lane % 8 * Own;
+    place_ = is_quantized_v<Element> ? places::of(row + matrix, 0)
+                                     : places::of(row + matrix % 2, matrix / 2);
+  }
+
+  /// Step `step` of the tile at `tile`; `step` is known to the compiler.
+  __device__ __forceinline__ void read(const std::byte* tile, int step,
+                                       std::uint32_t (&raw)[kWords]) const {
+    constexpr int kVectors = static_cast<int>(sizeof(Element));      // of a row in a step
+    constexpr int kRows = is_quantized_v<Element> ? 4 : 2;  // of the Own, in one load
+    const std::byte* const from = tile + (place_ ^ step * kVectors * 16);
+#pragma unroll
+    for (int i = 0; i < kWords / 4; ++i) {
+      std::uint32_t four[4];
+      ldmatrix_x4(four, from + i * kRows * places::kRowBytes);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) raw[4 * i + r] = four[r];
+    }
+  }
+
+  /// What a sum of products with these fragments must be multiplied by.
+  template <class T>
+  static constexpr float kUnit = is_quantized_v<Element> ? scaled_dequantizer<T>::kUnit : 1.0f;
+
+  /// Makes part `part` (of kParts) of the fragments from what was read.
+  template <class T>
+  __device__ static __forceinline__ void convert(const std::uint32_t (&raw)[kWords], int part,
+                                                 std::uint32_t (&a)[kTiles][4]) {
+    const int t = part / 2, half = part % 2;
+    if constexpr (is_quantized_v<Element>) {
+      scaled_dequantizer<T>::four(raw[part], a[t][half], a[t][half + 2]);
+    } else {
+      a[t][2 * half] = raw[2 * part];
+      a[t][2 * half + 1] = raw[2 * part + 1];
+    }
+  }
+
+ private:
+  using places = w_places<Element, Own>;
+  int place_;
+};
+
+/// B fragments of a warp's 8 * Tiles rows of X, in the order of K that weights of Element ask for.
+template <class Element, int Tiles>
+class x_reader {
+ public:
+  __device__ __forceinline__ explicit x_reader(int row0) {
+    const int lane = threadIdx.x % 32, quad = lane % 4;
+    place_ = is_quantized_v<Element>
+                 ? x_places::of(row0 + lane / 4, quad / 2) + quad % 2 * 8
+                 : x_places::of(row0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  }
+
+  __device__ __forceinline__ void read(const std::byte* tile, int step,
+                                       std::uint32_t (&b)[Tiles][2]) const {
+    const std::byte* const from = tile + (place_ ^ step * 32);
+    if constexpr (is_quantized_v<Element>) {
+#pragma unroll
+      for (int j = 0; j < Tiles; ++j) {
+        const uint2 two = *reinterpret_cast<const uint2*>(from + j * 8 * x_places::kRowBytes);
+        b[j][0] = two.x;
+        b[j][1] = two.y;
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < Tiles; j += 2) {
+        std::uint32_t four[4];
+        ldmatrix_x4(four, from + j * 8 * x_places::kRowBytes);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) b[j + r / 2][r % 2] = four[r];
+      }
+    }
+  }
+
+ private:
+  int place_;
+};
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END
