@@ -26,8 +26,8 @@ class TiledGemmTest : public test::GemmFixture<Types> {
       const detail::weight_operand<Element> operand{w, scale, static_cast<int>(y.cols),
                                                     static_cast<int>(x.cols), w_ld};
       using Epilogue = std::decay_t<decltype(epilogue)>;
-      return run(detail::tiled_launcher<T, Element, Out, Epilogue>{x, operand, y, epilogue,
-                                                                   this->stream});
+      return run(
+          detail::tiled_launcher<T, Element, Out, Epilogue>{x, operand, y, epilogue, this->stream});
     };
     test::GemmFixture<Types>::check(shape, kind, generator, gemm);
   }
@@ -35,7 +35,7 @@ class TiledGemmTest : public test::GemmFixture<Types> {
   /// Rows start on 16-byte boundaries: K and the pads must see to it.
   void check(const test::Shape& shape, test::Kind kind, tiled_tile tile, std::mt19937& generator) {
     SCOPED_TRACE(::testing::Message() << "tile " << static_cast<int>(tile));
-    if (detail::tiled_policy_of(tile).shared_bytes(sizeof(Element)) >
+    if (detail::tiled_policy_of(tile, sizeof(Element)).shared_bytes(sizeof(Element)) >
         this->device.max_shared_bytes) {
       return;
     }

@@ -76,9 +76,7 @@ struct scaled_dequantizer<__nv_bfloat16> {
   __device__ static __forceinline__ std::uint32_t pair(std::uint32_t bytes) {
     constexpr std::uint32_t kTwoTo127 = 0x7f007f00u, kMinusTwo = 0xc000c000u;
     std::uint32_t pair;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-        : "=r"(pair)
-        : "r"(bytes), "r"(kTwoTo127), "r"(kMinusTwo));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(bytes), "r"(kTwoTo127), "r"(kMinusTwo));
     return pair;
   }
 };

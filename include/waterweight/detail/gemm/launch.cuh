@@ -54,9 +54,8 @@ struct gemm_launcher {
   cudaError_t run(const device_info& device) const {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
                           x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
-    const gemm_kind kind =
-        default_gemm_selector{}(x.rows, copyable && w.cols % 16 == 0,
-                                is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
+    const gemm_kind kind = default_gemm_selector{}(
+        x.rows, copyable && w.cols % 16 == 0, is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
     if constexpr (is_quantized_v<Element>) {
       if (kind == gemm_kind::fixed_point) return fixed_point(device);
     }

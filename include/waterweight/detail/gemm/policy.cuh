@@ -18,29 +18,30 @@ struct tiled_policy {
   int block_n;  ///< rows of W
   int warps_m;
   int warps_n;
+  int stages;
   int blocks_per_sm;  ///< for which registers are to leave room
-  int int8_stages;
-  int half_stages;
 
   WATERWEIGHT_HOST_DEVICE constexpr int threads() const { return 32 * warps_m * warps_n; }
-  WATERWEIGHT_HOST_DEVICE constexpr int warp_m() const { return block_m / warps_m; }
-  WATERWEIGHT_HOST_DEVICE constexpr int warp_n() const { return block_n / warps_n; }
-  WATERWEIGHT_HOST_DEVICE constexpr int stages(int element_bytes) const {
-    return element_bytes == 1 ? int8_stages : half_stages;
+  WATERWEIGHT_HOST_DEVICE constexpr int stage_bytes(int element_bytes) const {
+    return kTiledBlockK * (2 * block_m + element_bytes * block_n);
   }
   WATERWEIGHT_HOST_DEVICE constexpr int shared_bytes(int element_bytes) const {
-    return stages(element_bytes) * kTiledBlockK * (2 * block_m + element_bytes * block_n);
+    return stages * stage_bytes(element_bytes);
   }
 };
 
-WATERWEIGHT_HOST_DEVICE constexpr tiled_policy tiled_policy_of(tiled_tile tile) {
+/// For INT8 weights (element_bytes 1) warps are narrow: each converts 32 rows of W for all of the
+/// block's rows of X, because the mma unit waits a cycle for nearly every other instruction. For
+/// 16-bit weights they are square, which takes the fewest loads from shared memory.
+WATERWEIGHT_HOST_DEVICE constexpr tiled_policy tiled_policy_of(tiled_tile tile, int element_bytes) {
+  const bool int8 = element_bytes == 1;
   switch (tile) {
     case tiled_tile::m64_n64:
-      return {64, 64, 2, 2, 3, 4, 4};
+      return {64, 64, 2, 2, 4, 3};
     case tiled_tile::m128_n128:
-      return {128, 128, 2, 2, 2, 4, 3};
+      return int8 ? tiled_policy{128, 128, 1, 4, 4, 2} : tiled_policy{128, 128, 2, 2, 3, 2};
     default:
-      return {128, 256, 2, 4, 1, 4, 3};
+      return int8 ? tiled_policy{128, 256, 1, 8, 4, 1} : tiled_policy{128, 256, 2, 4, 3, 1};
   }
 }
 

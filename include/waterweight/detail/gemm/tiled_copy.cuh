@@ -7,9 +7,11 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 /// One thread's part in copying [Rows, 64] elements, tile after tile along K, to the places that
-/// `Places` names. Elements behind the end of a row become zero. Rows behind the last one are left
-/// as they are: what is computed from them is not stored. Aligned: rows start on 16-byte
-/// boundaries, so the copies are asynchronous.
+/// `Places` names. Rows behind the last one are left as they are: what is computed from them is not
+/// stored. Aligned: rows start on 16-byte boundaries, so the copies are asynchronous.
+///
+/// The first tile is the incomplete one, if there is any: the end of K, filled up with zeros. All
+/// others are whole, so that nothing needs to be said about their size.
 template <class Places, class Element, int Rows, int Threads, bool Aligned>
 class tile_copier {
   static constexpr int kElements = 16 / static_cast<int>(sizeof(Element));  ///< of a vector
@@ -27,41 +29,51 @@ class tile_copier {
     source_ = data + (row0 + row) * ld + vector * kElements;
     place_ = Places::of(row, vector);
     rows_left_ = rows - row0 - row;
-    left_ = cols - vector * kElements;
-    count_left();
+    cols_ = cols;
+  }
+
+  /// Copies the first tile and turns to the second. `more`: there is one; else the copies to come
+  /// do nothing.
+  __device__ __forceinline__ void copy_first(std::byte* tile, bool more) {
+    const int begin = (cols_ - 1) / kTiledBlockK * kTiledBlockK;
+    const int vector = threadIdx.x % kRowVectors;
+    const int count = min(max(cols_ - begin - vector * kElements, 0), kElements);
+    // With nothing left the pointer must still be one that exists.
+    const std::int64_t offset = count > 0 ? begin : -vector * kElements;
+    source_ += offset;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) copy(i, tile, count);
+    source_ -= offset + kCopies * row_step_;
+    if (!more) rows_left_ = 0;
   }
 
   /// Copy i of the tile at hand, one after the other; i is known to the compiler.
-  __device__ __forceinline__ void copy(int i, std::byte* tile) {
-    std::byte* const target = tile + Places::shift(place_, i * kRowStep);
-    const Element* const source = source_;
-    source_ += row_step_;
-    const bool present = i * kRowStep < rows_left_;
-    if constexpr (Aligned) {
-      cp_async_16(target, source, count_ * static_cast<int>(sizeof(Element)), present);
-    } else if (present) {
-      alignas(16) Element buffer[kElements];
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) buffer[e] = e < count_ ? source[e] : Element{};
-      *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(buffer);
-    }
-  }
+  __device__ __forceinline__ void copy(int i, std::byte* tile) { copy(i, tile, kElements); }
 
-  /// On to the next tile along K.
-  __device__ __forceinline__ void advance() {
+  /// On to the next tile, if there are more.
+  __device__ __forceinline__ void advance(bool more) {
     source_ += kTiledBlockK - kCopies * row_step_;
-    left_ -= kTiledBlockK;
-    count_left();
+    if (!more) rows_left_ = 0;
   }
 
  private:
-  __device__ __forceinline__ void count_left() { count_ = min(max(left_, 0), kElements); }
+  __device__ __forceinline__ void copy(int i, std::byte* tile, int count) {
+    std::byte* const target = tile + Places::shift(place_, i * kRowStep);
+    if constexpr (Aligned) {
+      const int bytes = count * static_cast<int>(sizeof(Element));
+      cp_async_16(target, source_, bytes, i * kRowStep < rows_left_);
+    } else if (i * kRowStep < rows_left_) {
+      alignas(16) Element buffer[kElements];
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) buffer[e] = e < count ? source_[e] : Element{};
+      *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(buffer);
+    }
+    source_ += row_step_;
+  }
 
   const Element* source_;  ///< of the next copy
   std::int64_t row_step_;
-  int place_, rows_left_;
-  int left_;   ///< elements from this thread's place to the end of the row
-  int count_;  ///< of them, those in this tile's vector
+  int place_, rows_left_, cols_;
 };
 
 }  // namespace detail

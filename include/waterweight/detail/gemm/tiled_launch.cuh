@@ -18,14 +18,14 @@ struct tiled_launcher {
   /// Aligned: x and w start, and so do their rows, on 16-byte boundaries.
   template <tiled_tile Tile, bool Aligned>
   cudaError_t run() const {
-    constexpr tiled_policy P = tiled_policy_of(Tile);
+    constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
     const std::int64_t blocks = ceil_div(x.rows, P.block_m) * ceil_div(w.rows, P.block_n);
     const bool vectors = is_aligned(y.data, 16) && y.ld * sizeof(Out) % 16 == 0;
     const tiled_output<Element, Out, Epilogue> output{
         w, y.data, y.ld, static_cast<int>(x.rows), vectors, epilogue};
     return launch(tiled_gemm_kernel<T, Element, Out, Epilogue, Tile, Aligned>,
-                  dim3(static_cast<unsigned>(blocks)), P.threads(),
-                  P.shared_bytes(sizeof(Element)), stream, x.data, x.ld, output);
+                  dim3(static_cast<unsigned>(blocks)), P.threads(), P.shared_bytes(sizeof(Element)),
+                  stream, x.data, x.ld, output);
   }
 
   cudaError_t run(tiled_tile tile) const {
