@@ -42,7 +42,10 @@ class TiledGemmTest : public test::GemmFixture<Types> {
     check(shape, kind, generator, [&](const auto& launcher) { return launcher.run(tile); });
   }
 };
-TYPED_TEST_SUITE(TiledGemmTest, test::GemmCombinations);
+using Combinations = ::testing::Types<
+    std::tuple<__half, std::int8_t, __half>, std::tuple<__nv_bfloat16, std::int8_t, float>,
+    std::tuple<__half, __half, float>, std::tuple<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16>>;
+TYPED_TEST_SUITE(TiledGemmTest, Combinations);
 
 TYPED_TEST(TiledGemmTest, EveryTileWithTailsInEveryDimension) {
   std::mt19937 generator(31);

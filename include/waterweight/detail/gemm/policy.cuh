@@ -39,9 +39,9 @@ WATERWEIGHT_HOST_DEVICE constexpr tiled_policy tiled_policy_of(tiled_tile tile, 
     case tiled_tile::m64_n64:
       return {64, 64, 2, 2, 4, 3};
     case tiled_tile::m128_n128:
-      return int8 ? tiled_policy{128, 128, 1, 4, 4, 2} : tiled_policy{128, 128, 2, 2, 3, 2};
+      return int8 ? tiled_policy{128, 128, WM8, 4/WM8, 4, 2} : tiled_policy{128, 128, 2, 2, 3, 2};
     default:
-      return int8 ? tiled_policy{128, 256, 1, 8, 4, 1} : tiled_policy{128, 256, 2, 4, 3, 1};
+      return int8 ? tiled_policy{128, 256, WM8, 8/WM8, 4, 1} : tiled_policy{128, 256, 2, 4, 3, 1};
   }
 }
 

@@ -30,13 +30,11 @@ class tiled_block {
   static constexpr int kWarpM = P.block_m / P.warps_m;
   static constexpr int kXBytes = P.block_m * x_places::kRowBytes;
   static constexpr int kStageBytes = P.stage_bytes(sizeof(Element));
-  static constexpr int kGroupTiles = 4;  ///< fragments of X read together
-  static constexpr int kGroups = kWarpM / 8 / kGroupTiles;
 
  public:
   static constexpr int kOwn = P.block_n / P.warps_n / 8;  ///< neighbouring columns of Y of a lane
-  static constexpr int kXTiles = kWarpM / 8;
-  using sums = float[kOwn / 2][kXTiles][4];
+  static constexpr int kXTiles = kWarpM / 8, kWTiles = kOwn / 2;
+  using sums = float[kWTiles][kXTiles][4];
   static constexpr float kUnit = w_reader<T, Element, kOwn>::kUnit;  ///< of the sums
 
   __device__ __forceinline__ tiled_block(const T* x, std::int64_t x_ld,
@@ -55,18 +53,19 @@ class tiled_block {
     w_copy_.copy_first(w_tile(0), left_ > 0);
     cp_async_commit();
 #pragma unroll
-    for (int stage = 1; stage < kAhead - 1; ++stage) {
+    for (int stage = 1; stage < P.stages - 1; ++stage) {
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) copy(i, stage);
       finish_copies();
     }
-    cp_async_wait<kAhead - 2>();
+    cp_async_wait<P.stages - 2>();
     __syncthreads();
     w_read_.read(w_tile(0), 0, raw_, a_[0]);
+    x_read_.read(x_tile(0), 0, b_[0]);
 #pragma unroll
     for (int part = 0; part < weights::kParts; ++part) weights::convert(raw_, part, a_[0]);
-    x_read_.read(x_tile(0), 0, 0, b_[0]);
     for (int tile = 0;;) {
+      // Unrolled so that all places in shared memory are constants.
 #pragma unroll
       for (int stage = 0; stage < P.stages; ++stage) {
         multiply_tile(acc, stage);
@@ -77,19 +76,12 @@ class tiled_block {
 
  private:
   using x_copier = tile_copier<x_places, T, P.block_m, P.threads(), Aligned>;
-  using w_copier = tile_copier<w_places<Element, kOwn>, Element, P.block_n, P.threads(), Aligned>;
+  using w_copier =
+      tile_copier<w_places<Element, kOwn>, Element, P.block_n, P.threads(), Aligned>;
   using weights = w_reader<T, Element, kOwn>;
   static constexpr int kCopies = x_copier::kCopies + w_copier::kCopies;
-
-  // The next step's weights are read before a group of each step, in a tile's last step after the
-  // barrier that says that the next tile is there. INT8 needs the whole step to convert them, so
-  // that a tile is still being read after its barrier and its stage can be filled a tile later.
-  static constexpr bool kEarly = is_quantized_v<Element>;
-  static constexpr int kReadGroup = kEarly ? 0 : kGroups - 1;
-  static constexpr int kAhead = P.stages - kEarly;  ///< while tile i is multiplied, i + this - 1
-                                                    ///< is on its way
-  static constexpr int kBarrier = (kTiledSteps - 1) * kGroups + kReadGroup;  ///< a group of a tile
-  static constexpr int kGroupMma = 2 * kGroupTiles * (kOwn / 2);
+  static constexpr int kMma = kXTiles * kWTiles;  ///< of a step
+  static constexpr int kLast = kTiledSteps - 1;
 
   __device__ __forceinline__ std::byte* x_tile(int stage) const {
     return shared_ + stage * kStageBytes;
@@ -113,48 +105,39 @@ class tiled_block {
 
   /// The tile in stage `stage`, which is known to the compiler. Its first fragments are there.
   __device__ __forceinline__ void multiply_tile(sums& acc, int stage) {
-    const int filled = (stage + kAhead - 1) % P.stages;
+    const int filled = (stage + P.stages - 1) % P.stages;
 #pragma unroll
-    for (int u = 0; u < kTiledSteps * kGroups; ++u) {
-      const int step = u / kGroups, group = u % kGroups;
-      if (u == kBarrier) {
+    for (int step = 0; step < kTiledSteps; ++step) {
+      if (step == kLast) {
         finish_copies();
-        cp_async_wait<kAhead - 2>();
-        __syncthreads();  // the next tile has arrived, and everybody is done with the one before
+        cp_async_wait<P.stages - 2>();
+        __syncthreads();  // the next tile has arrived, and everybody has read this one
       }
-      const int next_step = (step + 1) % kTiledSteps;
-      const int next_stage = step + 1 == kTiledSteps ? (stage + 1) % P.stages : stage;
-      if (group == kReadGroup) w_read_.read(w_tile(next_stage), next_step, raw_, a_[1 - step % 2]);
-      if (group + 1 < kGroups) {
-        x_read_.read(x_tile(stage), step, group + 1, b_[1 - u % 2]);
-      } else {
-        x_read_.read(x_tile(next_stage), next_step, 0, b_[1 - u % 2]);
-      }
+      const int next = (step + 1) % kTiledSteps, from = step % 2, to = 1 - from;
+      const int next_stage = step == kLast ? (stage + 1) % P.stages : stage;
+      w_read_.read(w_tile(next_stage), next, raw_, a_[to]);
+      x_read_.read(x_tile(next_stage), next, b_[to]);
 #pragma unroll
-      for (int i = 0; i < kGroupMma; ++i) {
-        const int k = i / (kGroupMma / 2), t = i / kGroupTiles % (kOwn / 2), j = i % kGroupTiles;
-        const std::uint32_t(&b)[4] = b_[u % 2][j];
-        mma_m16n8k16<T>(acc[t][group * kGroupTiles + j], a_[step % 2][k][t], b[2 * k],
-                        b[2 * k + 1]);
-        between(u, i, filled);
+      for (int i = 0; i < kMma; ++i) {
+        const int t = i / kXTiles, j = i % kXTiles;
+        mma_m16n8k16<T>(acc[t][j], a_[from][t], b_[from][j][0], b_[from][j][1]);
+        between(step, i, filled);
       }
     }
   }
 
-  /// What happens after mma i of group u: in the groups before the barrier, copies; after the time
-  /// that the weights take from shared memory, conversions.
-  __device__ __forceinline__ void between(int u, int i, int filled) {
-    constexpr int kCopyEvery = kBarrier * kGroupMma / kCopies;
-    const int slot = u * kGroupMma + i;
-    if (u < kBarrier && slot % kCopyEvery == kCopyEvery / 2 && slot / kCopyEvery < kCopies) {
+  /// What happens after mma i of a step: copies in all steps but the last; conversions, after the
+  /// time that the weights take from shared memory.
+  __device__ __forceinline__ void between(int step, int i, int filled) {
+    constexpr int kCopyEvery = kLast * kMma / kCopies;
+    const int slot = step * kMma + i;
+    if (step < kLast && slot % kCopyEvery == kCopyEvery / 2 && slot / kCopyEvery < kCopies) {
       copy(slot / kCopyEvery, filled);
     }
-    if constexpr (kEarly) {
-      constexpr int kWait = 8, kEvery = (kGroups * kGroupMma - kWait) / weights::kParts;
-      const int step = u / kGroups, after = slot - step * kGroups * kGroupMma - kWait;
-      if (after >= 0 && after % kEvery == 0 && after / kEvery < weights::kParts) {
-        weights::convert(raw_, after / kEvery, a_[1 - step % 2]);
-      }
+    constexpr int kWait = kMma / 4, kEvery = (kMma - kWait) / weights::kParts;
+    const int after = i - kWait;
+    if (after >= 0 && after % kEvery == 0 && after / kEvery < weights::kParts) {
+      weights::convert(raw_, after / kEvery, a_[1 - step % 2]);
     }
   }
 
@@ -162,11 +145,11 @@ class tiled_block {
   int left_;  ///< tiles of which no copy has been asked for
   x_copier x_copy_;
   w_copier w_copy_;
-  x_reader<Element, kGroupTiles> x_read_;
+  x_reader<Element, kXTiles> x_read_;
   weights w_read_;
   typename weights::words raw_;
   typename weights::fragments a_[2];
-  typename x_reader<Element, kGroupTiles>::fragments b_[2];
+  typename x_reader<Element, kXTiles>::fragments b_[2];
 };
 
 template <class T, class Element, class Out, class Epilogue, tiled_tile Tile, bool Aligned>
