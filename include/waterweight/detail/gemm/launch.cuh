@@ -68,7 +68,7 @@ struct gemm_launcher {
     const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, stream};
     // Unaligned rows are rare: one tile shape serves them all.
     if (!copyable) return tiled.template run<tiled_tile::m64_n64, false>();
-    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, sizeof(Element)));
+    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element)));
   }
 };
 

@@ -115,9 +115,8 @@ class x_reader {
 
   __device__ __forceinline__ explicit x_reader(int row0) {
     const int lane = threadIdx.x % 32, quad = lane % 4;
-    place_ = is_quantized_v<Element>
-                 ? x_places::of(row0 + lane / 4, quad / 2) + quad % 2 * 8
-                 : x_places::of(row0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    place_ = is_quantized_v<Element> ? x_places::of(row0 + lane / 4, quad / 2) + quad % 2 * 8
+                                     : x_places::of(row0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
   }
 
   __device__ __forceinline__ void read(const std::byte* tile, int step, fragments& b) const {

@@ -76,8 +76,7 @@ class tiled_block {
 
  private:
   using x_copier = tile_copier<x_places, T, P.block_m, P.threads(), Aligned>;
-  using w_copier =
-      tile_copier<w_places<Element, kOwn>, Element, P.block_n, P.threads(), Aligned>;
+  using w_copier = tile_copier<w_places<Element, kOwn>, Element, P.block_n, P.threads(), Aligned>;
   using weights = w_reader<T, Element, kOwn>;
   static constexpr int kCopies = x_copier::kCopies + w_copier::kCopies;
   static constexpr int kMma = kXTiles * kWTiles;  ///< of a step

@@ -20,6 +20,7 @@ struct tiled_launcher {
   cudaError_t run() const {
     constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
     const std::int64_t blocks = ceil_div(x.rows, P.block_m) * ceil_div(w.rows, P.block_n);
+    if (blocks > std::numeric_limits<std::int32_t>::max()) return cudaErrorInvalidValue;
     const bool vectors = is_aligned(y.data, 16) && y.ld * sizeof(Out) % 16 == 0;
     const tiled_output<Element, Out, Epilogue> output{
         w, y.data, y.ld, static_cast<int>(x.rows), vectors, epilogue};
