@@ -17,7 +17,8 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 /// NaN, never plausible) and is reported in `bad_rows`.
 /// bad_rows: device memory, one int the caller has set to 0; afterwards the number of rows with a
 /// non-finite element is added to it.
-/// Cost: reads N*K*sizeof(T) from memory (each row again, from cache) and writes N*K bytes.
+/// Cost: reads N*K*sizeof(T) bytes and writes N*K. Rows that do not start on 16-byte boundaries (of
+/// q: 8), and those longer than 80 KiB, are read a second time, from cache.
 /// Deterministic. Matches reference::quantize_per_channel bit for bit.
 /// Errors: cudaErrorInvalidValue (null pointer, size < 1, ld < K, differing shapes), nothing
 /// launched; otherwise the launch's own code.

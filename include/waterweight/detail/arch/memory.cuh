@@ -37,7 +37,20 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
                : "memory");
 }
 
-/// The same for one 4-byte word: `present` false writes a zero.
+/// The same where `active`; elsewhere nothing happens.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, int source_bytes,
+                                            bool active) {
+  asm volatile(
+      "{\n"
+      ".reg .pred active;\n"
+      "setp.ne.b32 active, %3, 0;\n"
+      "@active cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
+      "}\n" ::"r"(shared_address(shared)),
+      "l"(global), "r"(source_bytes), "r"(static_cast<int>(active))
+      : "memory");
+}
+
+/// The first one's like for one 4-byte word: `present` false writes a zero.
 __device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool present) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(present ? 4 : 0)

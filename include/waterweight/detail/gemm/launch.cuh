@@ -6,7 +6,7 @@
 #include <waterweight/detail/gemm/fixed_point_kernel.cuh>
 #include <waterweight/detail/gemm/gemv_kernel.cuh>
 #include <waterweight/detail/gemm/policy.cuh>
-#include <waterweight/detail/gemm/tiled_kernel.cuh>
+#include <waterweight/detail/gemm/tiled_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_selector.cuh>
 #include <waterweight/detail/launch.cuh>
@@ -53,22 +53,11 @@ struct gemm_launcher {
                   static_cast<int>(x.rows), epilogue);
   }
 
-  template <bool Large, bool Aligned>
-  cudaError_t tiled() const {
-    constexpr tiled_gemm_policy P = Large ? kLargeTile : kSmallTile;
-    const dim3 grid(static_cast<unsigned>(ceil_div(x.rows, P.block_m)),
-                    static_cast<unsigned>(ceil_div(w.rows, P.block_n)));
-    return launch(tiled_gemm_kernel<T, Element, Out, Epilogue, Large, Aligned>, grid, P.threads(),
-                  tiled_gemm_shared_bytes<T, Element>(P), stream, x.data, x.ld, w, y.data, y.ld,
-                  static_cast<int>(x.rows), epilogue);
-  }
-
   cudaError_t run(const device_info& device) const {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
                           x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
-    const gemm_kind kind =
-        default_gemm_selector{}(device, x.rows, w.rows, copyable && w.cols % 16 == 0,
-                                is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
+    const gemm_kind kind = default_gemm_selector{}(
+        x.rows, copyable && w.cols % 16 == 0, is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
     if constexpr (is_quantized_v<Element>) {
       if (kind == gemm_kind::fixed_point) return fixed_point(device);
     }
@@ -78,9 +67,10 @@ struct gemm_launcher {
       const cudaError_t status = wgmma(device, plan);
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }
+    const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, stream};
     // Unaligned rows are rare: one tile shape serves them all.
-    if (!copyable) return tiled<false, false>();
-    return kind == gemm_kind::large_tile ? tiled<true, true>() : tiled<false, true>();
+    if (!copyable) return tiled.template run<tiled_tile::m64_n64, false>();
+    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element)));
   }
 };
 

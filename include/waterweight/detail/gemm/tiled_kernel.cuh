@@ -1,156 +1,185 @@
-// The mma.sync GEMM for many rows: cp.async pipeline, weights converted in registers.
-//
-// X is the A operand (m16), W the B operand (n8). As in the GEMV, K is permuted inside groups of
-// 32: lane t of a quad takes 8 consecutive elements k = 8t .. 8t+7 of both operands, which are two
-// k16 steps' worth. One 16-byte shared load then feeds half of two A fragments, one 8-byte load a
-// whole pair of B fragments in INT8, and neither ldmatrix nor a repacked weight layout is needed.
+// The mma.sync GEMM for many rows: a cp.async pipeline through shared memory; a warp reads its
+// fragments ahead of their mma, and converts INT8 weights between those of the step before.
 #pragma once
 
-#include <waterweight/detail/arch/convert.cuh>
-#include <waterweight/detail/arch/memory.cuh>
-#include <waterweight/detail/arch/mma.cuh>
-#include <waterweight/detail/gemm/policy.cuh>
-#include <waterweight/detail/gemm/weights.cuh>
+#include <waterweight/detail/gemm/tiled_copy.cuh>
+#include <waterweight/detail/gemm/tiled_fragments.cuh>
+#include <waterweight/detail/gemm/tiled_output.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-/// A [Rows, 64] tile of 1- or 2-byte elements in shared memory, 16-byte vectors permuted inside
-/// each row so that neither the copies in nor the fragment loads out meet a bank conflict.
-template <class Element, int Rows>
-struct shared_tile {
-  static constexpr int kRowBytes = 64 * sizeof(Element);
-  static constexpr int kVectorsPerRow = kRowBytes / 16;
-  static constexpr int kBytes = Rows * kRowBytes;
-  static constexpr int kElementsPerVector = 16 / sizeof(Element);
+/// Blocks that run together share rows of X and of W: tiles of rows of X vary first, in groups
+/// whose X the L2 can hold.
+struct tiled_place {
+  static constexpr int kGroup = 16;
+  int m, n;  ///< in tiles
 
-  /// Byte offset of element k of `row`. Fragment loads of a quarter (16-bit) or half (8-bit) warp
-  /// cover 2 or 4 rows: flipping the upper vector index bit by row parity (16-bit: 128-byte rows)
-  /// or by pairs of rows (8-bit: 64-byte rows) sends them to different banks.
-  __device__ static __forceinline__ int offset(int row, int k) {
-    const int flip = sizeof(Element) == 2 ? (row & 1) * 4 : ((row >> 1) & 1) * 2;
-    const int vector = (k / kElementsPerVector) ^ flip;
-    return row * kRowBytes + vector * 16 +
-           (k % kElementsPerVector) * static_cast<int>(sizeof(Element));
-  }
-
-  /// Copies rows [row0, row0 + Rows) x cols [k0, k0 + 64) of a matrix; what lies outside is zero.
-  /// Aligned: rows start on 16-byte boundaries, so the copy is asynchronous.
-  template <bool Aligned, int Threads>
-  __device__ static __forceinline__ void fill(std::byte* tile, const Element* data, std::int64_t ld,
-                                              int rows, int cols, int row0, int k0) {
-#pragma unroll
-    for (int i = 0; i < Rows * kVectorsPerRow / Threads; ++i) {
-      const int vector = i * Threads + threadIdx.x;
-      const int row = vector / kVectorsPerRow, k = (vector % kVectorsPerRow) * kElementsPerVector;
-      const int left = row0 + row < rows ? min(max(cols - k0 - k, 0), kElementsPerVector) : 0;
-      std::byte* target = tile + offset(row, k);
-      // With nothing left the pointer must still be one that exists.
-      const Element* source = left > 0 ? data + (row0 + row) * ld + k0 + k : data;
-      if constexpr (Aligned) {
-        cp_async_16(target, source, left * static_cast<int>(sizeof(Element)));
-      } else {
-        alignas(16) Element buffer[kElementsPerVector];
-#pragma unroll
-        for (int e = 0; e < kElementsPerVector; ++e) {
-          buffer[e] = e < left ? source[e] : Element{};
-        }
-        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(buffer);
-      }
-    }
+  __device__ __forceinline__ tiled_place(int index, int m_tiles, int n_tiles) {
+    const int group = index / (kGroup * n_tiles), inside = index - group * kGroup * n_tiles;
+    const int width = min(kGroup, m_tiles - group * kGroup);
+    n = inside / width;
+    m = group * kGroup + inside - n * width;
   }
 };
 
-template <class T, class Element>
-constexpr int tiled_gemm_shared_bytes(tiled_gemm_policy policy) {
-  return policy.stages * policy.block_k *
-         (policy.block_m * static_cast<int>(sizeof(T)) +
-          policy.block_n * static_cast<int>(sizeof(Element)));
-}
+/// What one block multiplies.
+template <class T, class Element, tiled_tile Tile, bool Aligned>
+class tiled_block {
+  static constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
+  static constexpr int kWarpM = P.block_m / P.warps_m;
+  static constexpr int kXBytes = P.block_m * x_places::kRowBytes;
+  static constexpr int kStageBytes = P.stage_bytes(sizeof(Element));
 
-template <class T, class Element, class Out, class Epilogue, bool Large, bool Aligned>
-__global__ void __launch_bounds__((Large ? kLargeTile : kSmallTile).threads())
-    tiled_gemm_kernel(const T* __restrict__ x, std::int64_t x_ld, weight_operand<Element> w, Out* y,
-                      std::int64_t y_ld, int m_count, Epilogue epilogue) {
-  constexpr tiled_gemm_policy P = Large ? kLargeTile : kSmallTile;
-  constexpr int kMTiles = P.warp_m() / 16, kNTiles = P.warp_n() / 8;
-  using x_tile = shared_tile<T, P.block_m>;
-  using w_tile = shared_tile<Element, P.block_n>;
-  extern __shared__ __align__(16) std::byte shared[];
-  std::byte* const w_shared = shared + P.stages * x_tile::kBytes;
+ public:
+  static constexpr int kOwn = P.block_n / P.warps_n / 8;  ///< neighbouring columns of Y of a lane
+  static constexpr int kXTiles = kWarpM / 8, kWTiles = kOwn / 2;
+  using sums = float[kWTiles][kXTiles][4];
+  static constexpr float kUnit = w_reader<T, Element, kOwn>::kUnit;  ///< of the sums
 
-  // Neighbouring blocks share the rows of W, the larger operand of a decoder's GEMMs.
-  const int m0 = blockIdx.x * P.block_m, n0 = blockIdx.y * P.block_n;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  const int warp_m0 = warp % P.warps_m * P.warp_m(), warp_n0 = warp / P.warps_m * P.warp_n();
+  __device__ __forceinline__ tiled_block(const T* x, std::int64_t x_ld,
+                                         const weight_operand<Element>& w, int m_count, int m0,
+                                         int n0, std::byte* shared)
+      : shared_(shared),
+        x_copy_(x, x_ld, m_count, w.cols, m0),
+        w_copy_(w.data, w.ld, w.rows, w.cols, n0),
+        x_read_(threadIdx.x / 32 % P.warps_m * kWarpM),
+        w_read_(threadIdx.x / 32 / P.warps_m * 8 * kOwn) {}
 
-  const auto fill_stage = [&](int stage, int k0) {
-    x_tile::template fill<Aligned, P.threads()>(shared + stage * x_tile::kBytes, x, x_ld, m_count,
-                                                w.cols, m0, k0);
-    w_tile::template fill<Aligned, P.threads()>(w_shared + stage * w_tile::kBytes, w.data, w.ld,
-                                                w.rows, w.cols, n0, k0);
-  };
-
-  float acc[kMTiles][kNTiles][4] = {};
-  const int steps = (w.cols + P.block_k - 1) / P.block_k;
-#pragma unroll
-  for (int stage = 0; stage < P.stages - 1; ++stage) {
-    if (stage < steps) fill_stage(stage, stage * P.block_k);
+  /// acc += the products over K in `tiles` tiles.
+  __device__ __forceinline__ void multiply(sums& acc, int tiles) {
+    left_ = tiles - 1;
+    x_copy_.copy_first(x_tile(0), left_ > 0);
+    w_copy_.copy_first(w_tile(0), left_ > 0);
     cp_async_commit();
-  }
-
-  for (int step = 0; step < steps; ++step) {
+#pragma unroll
+    for (int stage = 1; stage < P.stages - 1; ++stage) {
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) copy(i, stage);
+      finish_copies();
+    }
     cp_async_wait<P.stages - 2>();
-    __syncthreads();  // this step's tile has arrived; everybody has left the one refilled next
-    const int next = step + P.stages - 1;
-    if (next < steps) fill_stage(next % P.stages, next * P.block_k);
-    cp_async_commit();
-
-    const std::byte* xs = shared + step % P.stages * x_tile::kBytes;
-    const std::byte* ws = w_shared + step % P.stages * w_tile::kBytes;
+    __syncthreads();
+    w_read_.read(w_tile(0), 0, raw_, a_[0]);
+    x_read_.read(x_tile(0), 0, b_[0]);
 #pragma unroll
-    for (int k = 0; k < P.block_k; k += 32) {
-      std::uint32_t b[kNTiles][4];  // [.][2 * k16 step + register]
+    for (int part = 0; part < weights::kParts; ++part) weights::convert(raw_, part, a_[0]);
+    for (int tile = 0;;) {
+      // Unrolled so that all places in shared memory are constants.
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        const std::byte* source = ws + w_tile::offset(warp_n0 + 8 * j + group, k + 8 * quad);
-        if constexpr (is_quantized_v<Element>) {
-          const uint2 eight = *reinterpret_cast<const uint2*>(source);
-          dequantize_four<T>(eight.x, b[j][0], b[j][1]);
-          dequantize_four<T>(eight.y, b[j][2], b[j][3]);
-        } else {
-          *reinterpret_cast<uint4*>(b[j]) = *reinterpret_cast<const uint4*>(source);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kMTiles; ++i) {
-        const int row = warp_m0 + 16 * i + group;
-        const uint4 low = *reinterpret_cast<const uint4*>(xs + x_tile::offset(row, k + 8 * quad));
-        const uint4 high =
-            *reinterpret_cast<const uint4*>(xs + x_tile::offset(row + 8, k + 8 * quad));
-        const std::uint32_t a0[4] = {low.x, high.x, low.y, high.y};
-        const std::uint32_t a1[4] = {low.z, high.z, low.w, high.w};
-#pragma unroll
-        for (int j = 0; j < kNTiles; ++j) {
-          mma_m16n8k16<T>(acc[i][j], a0, b[j][0], b[j][1]);
-          mma_m16n8k16<T>(acc[i][j], a1, b[j][2], b[j][3]);
-        }
+      for (int stage = 0; stage < P.stages; ++stage) {
+        multiply_tile(acc, stage);
+        if (++tile == tiles) return;
       }
     }
   }
 
+ private:
+  using x_copier = tile_copier<x_places, T, P.block_m, P.threads(), Aligned>;
+  using w_copier = tile_copier<w_places<Element, kOwn>, Element, P.block_n, P.threads(), Aligned>;
+  using weights = w_reader<T, Element, kOwn>;
+  static constexpr int kCopies = x_copier::kCopies + w_copier::kCopies;
+  static constexpr int kMma = kXTiles * kWTiles;  ///< of a step
+  static constexpr int kLast = kTiledSteps - 1;
+
+  __device__ __forceinline__ std::byte* x_tile(int stage) const {
+    return shared_ + stage * kStageBytes;
+  }
+  __device__ __forceinline__ std::byte* w_tile(int stage) const { return x_tile(stage) + kXBytes; }
+
+  /// Copy i of both operands' next tiles.
+  __device__ __forceinline__ void copy(int i, int stage) {
+    if (i < x_copier::kCopies) {
+      x_copy_.copy(i, x_tile(stage));
+    } else {
+      w_copy_.copy(i - x_copier::kCopies, w_tile(stage));
+    }
+  }
+  __device__ __forceinline__ void finish_copies() {
+    cp_async_commit();
+    const bool more = --left_ > 0;
+    x_copy_.advance(more);
+    w_copy_.advance(more);
+  }
+
+  /// The tile in stage `stage`, which is known to the compiler. Its first fragments are there.
+  __device__ __forceinline__ void multiply_tile(sums& acc, int stage) {
+    const int filled = (stage + P.stages - 1) % P.stages;
 #pragma unroll
-  for (int i = 0; i < kMTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < kNTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int m = m0 + warp_m0 + 16 * i + group + 8 * (e / 2);
-        const int n = n0 + warp_n0 + 8 * j + 2 * quad + e % 2;
-        if (m < m_count && n < w.rows) {
-          y[m * y_ld + n] = from_float<Out>(epilogue(apply_scale(w, acc[i][j][e], n), m, n));
-        }
+    for (int step = 0; step < kTiledSteps; ++step) {
+      if (step == kLast) {
+        finish_copies();
+        cp_async_wait<P.stages - 2>();
+        __syncthreads();  // the next tile has arrived, and everybody has read this one
       }
+      const int next = (step + 1) % kTiledSteps, from = step % 2, to = 1 - from;
+      const int next_stage = step == kLast ? (stage + 1) % P.stages : stage;
+      w_read_.read(w_tile(next_stage), next, raw_, a_[to]);
+      x_read_.read(x_tile(next_stage), next, b_[to]);
+#pragma unroll
+      for (int i = 0; i < kMma; ++i) {
+        const int t = i / kXTiles, j = i % kXTiles;
+        mma_m16n8k16<T>(acc[t][j], a_[from][t], b_[from][j][0], b_[from][j][1]);
+        between(step, i, filled);
+      }
+    }
+  }
+
+  /// What happens after mma i of a step: copies in all steps but the last; conversions, after the
+  /// time that the weights take from shared memory.
+  __device__ __forceinline__ void between(int step, int i, int filled) {
+    constexpr int kCopyEvery = kLast * kMma / kCopies;
+    const int slot = step * kMma + i;
+    if (step < kLast && slot % kCopyEvery == kCopyEvery / 2 && slot / kCopyEvery < kCopies) {
+      copy(slot / kCopyEvery, filled);
+    }
+    constexpr int kWait = kMma / 4, kEvery = (kMma - kWait) / weights::kParts;
+    const int after = i - kWait;
+    if (after >= 0 && after % kEvery == 0 && after / kEvery < weights::kParts) {
+      weights::convert(raw_, after / kEvery, a_[1 - step % 2]);
+    }
+  }
+
+  std::byte* shared_;
+  int left_;  ///< tiles of which no copy has been asked for
+  x_copier x_copy_;
+  w_copier w_copy_;
+  x_reader<Element, kXTiles> x_read_;
+  weights w_read_;
+  typename weights::words raw_;
+  typename weights::fragments a_[2];
+  typename x_reader<Element, kXTiles>::fragments b_[2];
+};
+
+template <class T, class Element, class Out, class Epilogue, tiled_tile Tile, bool Aligned>
+__global__ void __launch_bounds__(tiled_policy_of(Tile, sizeof(Element)).threads(),
+                                  tiled_policy_of(Tile, sizeof(Element)).blocks_per_sm)
+    tiled_gemm_kernel(const T* __restrict__ x, std::int64_t x_ld,
+                      tiled_output<Element, Out, Epilogue> output) {
+  constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
+  using block = tiled_block<T, Element, Tile, Aligned>;
+  extern __shared__ __align__(128) std::byte shared[];
+
+  const weight_operand<Element>& w = output.w;
+  const tiled_place place(blockIdx.x, (output.m_count + P.block_m - 1) / P.block_m,
+                          (w.rows + P.block_n - 1) / P.block_n);
+  typename block::sums acc = {};
+  block(x, x_ld, w, output.m_count, place.m * P.block_m, place.n * P.block_n, shared)
+      .multiply(acc, (w.cols + kTiledBlockK - 1) / kTiledBlockK);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int m = place.m * P.block_m + warp % P.warps_m * (P.block_m / P.warps_m) + lane % 4 * 2;
+  const int n = place.n * P.block_n + (warp / P.warps_m * 8 + lane / 4) * block::kOwn;
+  float scale[block::kOwn];
+  output.read_scales(n, scale);
+#pragma unroll
+  for (int j = 0; j < block::kXTiles; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float sum[block::kOwn];
+#pragma unroll
+      for (int i = 0; i < block::kOwn; ++i) sum[i] = block::kUnit * acc[i / 2][j][i % 2 * 2 + e];
+      output.store(sum, scale, m + 8 * j + e, n);
     }
   }
 }

@@ -1,0 +1,45 @@
+// Host side of the tiled kernel.
+#pragma once
+
+#include <waterweight/detail/gemm/tiled_kernel.cuh>
+#include <waterweight/detail/launch.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+template <class T, class Element, class Out, class Epilogue>
+struct tiled_launcher {
+  matrix_view<const T> x;
+  weight_operand<Element> w;
+  matrix_view<Out> y;
+  Epilogue epilogue;
+  cudaStream_t stream;
+
+  /// Aligned: x and w start, and so do their rows, on 16-byte boundaries.
+  template <tiled_tile Tile, bool Aligned>
+  cudaError_t run() const {
+    constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
+    const std::int64_t blocks = ceil_div(x.rows, P.block_m) * ceil_div(w.rows, P.block_n);
+    if (blocks > std::numeric_limits<std::int32_t>::max()) return cudaErrorInvalidValue;
+    const bool vectors = is_aligned(y.data, 16) && y.ld * sizeof(Out) % 16 == 0;
+    const tiled_output<Element, Out, Epilogue> output{
+        w, y.data, y.ld, static_cast<int>(x.rows), vectors, epilogue};
+    return launch(tiled_gemm_kernel<T, Element, Out, Epilogue, Tile, Aligned>,
+                  dim3(static_cast<unsigned>(blocks)), P.threads(), P.shared_bytes(sizeof(Element)),
+                  stream, x.data, x.ld, output);
+  }
+
+  cudaError_t run(tiled_tile tile) const {
+    switch (tile) {
+      case tiled_tile::m64_n64:
+        return run<tiled_tile::m64_n64, true>();
+      case tiled_tile::m128_n128:
+        return run<tiled_tile::m128_n128, true>();
+      default:
+        return run<tiled_tile::m128_n256, true>();
+    }
+  }
+};
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END
