@@ -162,7 +162,7 @@ class TokenMultiplier {
     const int part = tile.kind == kDownTile ? tile.index % parts_ : 0;
     const bool second = tile.kind == kUpTile || tile.kind == kDownTile;
     const std::int8_t* planes = (second ? second_ : first_) + part * p_.hidden;
-    const int pitch = waterweight::tile_plane_pitch(tile.kind == kDownTile ? p_.inner : p_.hidden);
+    const int pitch = tile.kind == kDownTile ? p_.inner : p_.hidden;
 
     waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
     const float step = staged_->step[vector];

@@ -154,7 +154,7 @@ class TokenStager {
     const int norms = layer < p_.layer_count ? 2 : 1;
 #pragma unroll 1
     for (int i = 0; i < norms; ++i) {
-      std::int8_t* const planes = (i == 0 ? first_ : second_) + waterweight::plane_place(thread_);
+      std::int8_t* const planes = (i == 0 ? first_ : second_) + thread_;
       const StagedVector vector = i == 0 ? kAttentionInput : kMlpInput;
       std::uint32_t most = 0;
 #pragma unroll
@@ -166,11 +166,10 @@ class TokenStager {
       put_largest(most, vector);
       sync();
       const waterweight::fixed_point_scale step(largest(vector));
-      const int pitch = waterweight::tile_plane_pitch(p_.hidden);
+      const int pitch = p_.hidden;
 #pragma unroll
       for (int j = 0; j < E; ++j) {
         const int3 digits = waterweight::fixed_point_digits(weight[j], step.inverse);
-        // Every 128th element lies in the same place of its 16.
         std::int8_t* const place = planes + j * kTokenStagingThreads;
         place[0] = static_cast<std::int8_t>(digits.x);
         place[pitch] = static_cast<std::int8_t>(digits.y);
@@ -232,8 +231,8 @@ class TokenStager {
     put_largest(most, vector);
     sync();
     const waterweight::fixed_point_scale scale(largest(vector));
-    const int pitch = waterweight::tile_plane_pitch(count);
-    std::int8_t* const mine = planes + waterweight::plane_place(4 * thread_);
+    const int pitch = count;
+    std::int8_t* const mine = planes + 4 * thread_;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       if (!All && j >= present) break;

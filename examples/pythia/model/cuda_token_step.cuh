@@ -140,7 +140,7 @@ class TokenStep {
   /// Fills what follows from the sizes; returns whether they fit.
   bool shape(const Config& config, const KvState<T>& kv, const waterweight::device_info& device) {
     const int hidden = config.hidden_size, groups = hidden / waterweight::kTileRows;
-    if (device.compute_capability < 90 || hidden % waterweight::kTileChunk != 0 ||
+    if (device.compute_capability < 90 || hidden % kTokenStagingThreads != 0 ||
         config.intermediate_size != 4 * hidden || config.vocab_size % waterweight::kTileRows != 0 ||
         config.num_layers > kMaxTokenLayers) {
       return false;

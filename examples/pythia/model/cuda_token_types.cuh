@@ -115,8 +115,8 @@ struct TokenShared {
     const auto round = [](std::size_t bytes) { return (bytes + 127) / 128 * 128; };
     const std::size_t planes = 3;
     first_planes = round(ring);
-    second_planes = first_planes + round(planes * static_cast<std::size_t>(hidden + 64));
-    layers = second_planes + round(planes * static_cast<std::size_t>(inner + 64));
+    second_planes = first_planes + round(planes * static_cast<std::size_t>(hidden));
+    layers = second_planes + round(planes * static_cast<std::size_t>(inner));
     attention = layers + round(layer_bytes);
     merge = attention + round(attention_bytes);
     total = merge + round(merge_bytes);

@@ -1,15 +1,13 @@
-// One warp times four rows of INT8 weights in shared memory: the integer tensor cores' part of a
-// decode kernel that streams its weights through a ring (weight_ring.cuh).
+// One warp times four rows of INT8 weights in shared memory: the arithmetic of a decode kernel that
+// streams its weights through a ring (weight_ring.cuh).
 //
-// The activations are three INT8 planes (fixed_point.cuh), the arithmetic is that of the
-// device-wide GEMV for one token: the eight columns of mma.m16n8k32 are four rows times two halves
-// of 128 bytes of K, its rows the planes for either half; of the products only those of equal
-// halves are used. Sixteen rows of A have room for twice the planes: rows 0 to 7 hold the first 8
-// of 16 consecutive elements, rows 8 to 15 the others, and of either of two mma half the rows are
-// used. So both operands are loaded 16 bytes at a time into the very registers that mma takes,
-// given that the planes' words lie in the order that plane_place() says.
+// The activations are three INT8 planes (fixed_point.cuh). A lane takes 16 consecutive elements of
+// each row and of each plane at a time, and dp4a multiplies four of them: the integer tensor cores
+// would have room for sixteen rows of activations, but mma.sync reads no more than 35 bytes of
+// weights per clock and SM on Hopper, dp4a about twice that, where memory delivers 20.
 //
-// The integer sums are exact, so whoever adds up parts of K gets the bits of the whole.
+// The integer sums are exact, so whoever adds up parts of K gets the bits of the whole, and those
+// of the device-wide GEMV for one token.
 #pragma once
 
 #include <cstdint>
@@ -20,27 +18,10 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
 inline constexpr int kTileRows = 4;
-inline constexpr int kTileChunk = 128;  ///< K is a multiple of this
-
-/// Bytes from plane to plane: planes of equal k then lie in different banks.
-WATERWEIGHT_HOST_DEVICE constexpr int tile_plane_pitch(int k) { return k + 64; }
-
-/// Where element k of a plane lies: the second and third of four words change places.
-WATERWEIGHT_HOST_DEVICE constexpr int plane_place(int k) {
-  return (k & ~12) | (k & 4) << 1 | (k & 8) >> 1;
-}
 
 namespace detail {
 
-__device__ __forceinline__ void mma_m16n8k32_s8(int (&c)[4], const uint4& a, std::uint32_t b0,
-                                                std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-/// Kept in the order of the program: loads of several steps ahead are under way together.
+/// Kept in the order of the program: loads of the next step are under way during this one.
 __device__ __forceinline__ uint4 load_shared_in_order(std::uint32_t address) {
   uint4 value;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -50,52 +31,82 @@ __device__ __forceinline__ uint4 load_shared_in_order(std::uint32_t address) {
   return value;
 }
 
-}  // namespace detail
+/// sum plus the products of 16 bytes.
+__device__ __forceinline__ int dot16(const uint4& a, const uint4& b, int sum) {
+  sum = __dp4a(static_cast<int>(a.x), static_cast<int>(b.x), sum);
+  sum = __dp4a(static_cast<int>(a.y), static_cast<int>(b.y), sum);
+  sum = __dp4a(static_cast<int>(a.z), static_cast<int>(b.z), sum);
+  return __dp4a(static_cast<int>(a.w), static_cast<int>(b.w), sum);
+}
 
-/// Lanes 4 * p + r with p < kPlanes get the sum of plane p with row r over k elements.
-/// tile: [4, k] weights, planes: [kPlanes] of pitch `pitch`, starting at the tile's first k; both
-/// 16-byte aligned shared memory.
-__device__ __forceinline__ int warp_tile_sums(const std::int8_t* tile, const std::int8_t* planes,
-                                              int pitch, int k) {
-  constexpr int kAhead = 4;
-  const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  // Groups 6 and 7 have no plane: what they read ends in sums that nobody looks at.
-  const int plane_group = group < 2 * kPlanes ? group : group - 2;
-  const std::uint32_t a = detail::shared_address(planes + plane_group % kPlanes * pitch +
-                                                 plane_group / kPlanes * 64 + quad * 16);
-  const std::uint32_t w = detail::shared_address(tile + group / 2 * k + group % 2 * 64 + quad * 16);
-  uint4 x[kAhead], q[kAhead];
+/// What a lane multiplies at a time.
+struct tile_step {
+  uint4 planes[kPlanes];
+  uint4 rows[kTileRows];
+
+  /// At `offset` of the planes and of the rows, if that is below k; otherwise zeros.
+  __device__ __forceinline__ void load(std::uint32_t plane, int pitch, std::uint32_t row, int k,
+                                       int offset) {
+    const bool there = offset < k;
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    const int at = i * kTileChunk < k ? i * kTileChunk : 0;
-    x[i] = detail::load_shared_in_order(a + at);
-    q[i] = detail::load_shared_in_order(w + at);
-  }
-  int first[2][4] = {}, second[2][4] = {};
-  for (int at = 0; at < k; at += kAhead * kTileChunk) {
+    for (int p = 0; p < kPlanes; ++p) {
+      planes[p] = make_uint4(0, 0, 0, 0);
+      if (there) planes[p] = load_shared_in_order(plane + p * pitch + offset);
+    }
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (at + i * kTileChunk >= k) break;
-      detail::mma_m16n8k32_s8(first[i % 2], x[i], q[i].x, q[i].y);
-      detail::mma_m16n8k32_s8(second[i % 2], x[i], q[i].z, q[i].w);
-      const int next = at + (i + kAhead) * kTileChunk;
-      if (next < k) {
-        x[i] = detail::load_shared_in_order(a + next);
-        q[i] = detail::load_shared_in_order(w + next);
-      }
+    for (int r = 0; r < kTileRows; ++r) {
+      rows[r] = make_uint4(0, 0, 0, 0);
+      if (there) rows[r] = load_shared_in_order(row + r * k + offset);
     }
   }
-  // Column 2 * quad + half is row `quad` at that half.
-  const int half = group < kPlanes ? 0 : 1;
-  const int mine = half == 0 ? first[0][0] + first[1][0] + second[0][2] + second[1][2]
-                             : first[0][1] + first[1][1] + second[0][3] + second[1][3];
-  return mine + __shfl_down_sync(0xffffffffu, mine, 4 * kPlanes);
+
+  __device__ __forceinline__ void multiply(int (&sums)[kPlanes][kTileRows]) const {
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) sums[p][r] = dot16(planes[p], rows[r], sums[p][r]);
+    }
+  }
+};
+
+}  // namespace detail
+
+/// Lane 4 * p + r, p < kPlanes, gets the sum of plane p with row r over k elements, k a multiple of
+/// 16. tile: [4, k] weights; planes: kPlanes rows `pitch` bytes apart, from the tile's first k on.
+/// Both are shared memory, all rows 16-byte aligned.
+__device__ __forceinline__ int warp_tile_sums(const std::int8_t* tile, const std::int8_t* planes,
+                                              int pitch, int k) {
+  constexpr int kStep = 32 * 16;
+  const int lane = threadIdx.x % 32;
+  const std::uint32_t plane = detail::shared_address(planes), row = detail::shared_address(tile);
+  int sums[kPlanes][kTileRows] = {};
+  detail::tile_step even, odd;
+  even.load(plane, pitch, row, k, 16 * lane);
+#pragma unroll 1
+  for (int at = 0; at < k; at += 2 * kStep) {
+    const int mine = at + 16 * lane;
+    odd.load(plane, pitch, row, k, mine + kStep);
+    even.multiply(sums);
+    if (at + kStep >= k) break;
+    even.load(plane, pitch, row, k, mine + 2 * kStep);
+    odd.multiply(sums);
+  }
+  int mine = 0;
+#pragma unroll
+  for (int p = 0; p < kPlanes; ++p) {
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      const int sum = __reduce_add_sync(0xffffffffu, sums[p][r]);
+      if (lane == p * kTileRows + r) mine = sum;
+    }
+  }
+  return mine;
 }
 
 /// From what warp_tile_sums() returned, lanes 0 to 3 get the value of their row.
 __device__ __forceinline__ float warp_tile_value(int sum) {
-  const int middle = __shfl_down_sync(0xffffffffu, sum, 4);
-  const int high = __shfl_down_sync(0xffffffffu, sum, 8);
+  const int middle = __shfl_down_sync(0xffffffffu, sum, kTileRows);
+  const int high = __shfl_down_sync(0xffffffffu, sum, 2 * kTileRows);
   return fixed_point_sum(sum, middle, high);
 }
 
