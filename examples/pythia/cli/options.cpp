@@ -54,12 +54,11 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->capture_default_str();
   add("--device", options.device, "cpu or cuda; default: cuda when a GPU is usable")
       ->check(CLI::IsMember({"cpu", "cuda"}));
-  command
-      .add_flag(
-          spellings("--one-launch"), options.one_launch,
-          "decode in one kernel launch per token where the GPU, the model and the mode allow it "
-          "(Hopper, one sequence, INT8 weights); bench says where")
-      ->group(kGroup);
+  add("--launches", options.launches,
+      "auto: decode in one kernel launch per token where the GPU, the model and the mode allow it "
+      "(Hopper, one sequence, INT8 weights; bench says where); many: always in one per operation")
+      ->check(CLI::IsMember({"auto", "many"}))
+      ->capture_default_str();
   add("--json", options.json, "write the result to this file");
   add_cache_options(command, options.cache);
 }
@@ -114,7 +113,7 @@ EngineOptions engine_options(const ModelOptions& options, const ModelSource& sou
 
   settle_cache(options.cache, options.mode == "int8-h2o", &engine);
   engine.activations = chosen_dtype(options);
-  engine.one_launch_decode = options.one_launch;
+  engine.one_launch_decode = options.launches == "auto";
   engine.device = chosen_device(options);
   return engine;
 }

@@ -24,7 +24,7 @@ struct ModelOptions {
   std::string weights;
   std::string dtype = "fp16";
   std::string device;
-  bool one_launch = false;
+  std::string launches = "auto";
   CacheOptions cache;
   std::string json;
 };

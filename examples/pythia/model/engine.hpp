@@ -47,7 +47,7 @@ struct EngineOptions {
   std::uint64_t policy_seed = 0;  ///< of random's draws
 
   /// Decode in one kernel launch per token where the device and the model allow: see decode_path().
-  bool one_launch_decode = false;
+  bool one_launch_decode = true;
 };
 
 /// The options, unless they are impossible: then an Error is thrown.

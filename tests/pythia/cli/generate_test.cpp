@@ -35,14 +35,18 @@ TEST(Generate, ContinuesAsTransformersDoes) {
   EXPECT_GE(compared, 4);
 }
 
-TEST(Generate, OneLaunchChangesNothingWhereItIsNotPossible) {
+TEST(Generate, LaunchesChangeNothingOnTheCpu) {
   const std::vector<std::string> plain = {"generate", "--prompt", "The sea was", "--max-new-tokens",
                                           "12",       "--mode",   "int8-h2o"};
-  std::vector<std::string> one_launch = plain;
-  one_launch.push_back("--one-launch");
-  const Outcome expected = run_on_cpu(plain), found = run_on_cpu(one_launch);
-  ASSERT_EQ(found.exit_code, 0) << found.err;
-  EXPECT_EQ(found.out, expected.out);
+  const Outcome expected = run_on_cpu(plain);
+  for (const char* launches : {"auto", "many"}) {
+    std::vector<std::string> command = plain;
+    command.insert(command.end(), {"--launches", launches});
+    const Outcome found = run_on_cpu(command);
+    ASSERT_EQ(found.exit_code, 0) << found.err;
+    EXPECT_EQ(found.out, expected.out);
+  }
+  EXPECT_EQ(run_on_cpu({"generate", "--prompt", "The sea was", "--launches", "one"}).exit_code, 2);
 }
 
 TEST(Generate, StopsAtTheEndOfTextAndLeavesItOut) {

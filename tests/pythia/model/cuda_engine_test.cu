@@ -78,12 +78,13 @@ TEST_F(CudaEngineTest, ComputingAheadChangesNoToken) {
   const int count = 15;
   std::vector<EngineOptions> cases = kModes;
   cases.push_back(kModes[3]);
-  cases.back().one_launch_decode = true;
+  cases.back().one_launch_decode = false;
   for (EngineOptions options : cases) {
     options.recent = 10;
     options.heavy = 6;
     options.max_tokens = static_cast<int>(golden_prompt().size()) + count - 1;
-    const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+    options.device = pythia::DeviceType::cuda;
+    const auto engine = pythia::make_cuda_engine({host_test::tiny_neox(), ""}, options);
     const Ids expected = host_test::generate(*engine, golden_prompt(), count);
     for (const int taken : {1, 2, 5, count}) {  // a generation may end before what was expected
       Ids tokens = engine->start({golden_prompt()}, {});

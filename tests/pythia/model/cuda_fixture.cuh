@@ -23,10 +23,13 @@ class CudaEngineTest : public ::testing::Test {
   }
 };
 
-/// Room for 2048 tokens unless `options` says otherwise.
+/// Room for 2048 tokens unless `options` says otherwise. It decodes in a launch per operation: what
+/// it makes of one sequence alone is then compared with what it makes of several. For the other way
+/// see cuda_token_test.cu.
 inline std::unique_ptr<pythia::Engine> engine(const std::filesystem::path& dir,
                                               pythia::EngineOptions options = {}) {
   options.device = pythia::DeviceType::cuda;
+  options.one_launch_decode = false;
   return pythia::make_cuda_engine({dir, ""}, options);
 }
 

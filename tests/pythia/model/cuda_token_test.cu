@@ -13,6 +13,7 @@ using cuda_test::arbitrary_ids;
 using cuda_test::CudaEngineTest;
 using cuda_test::Ids;
 using pythia::EngineOptions;
+using pythia::ModelSource;
 using pythia::Policy;
 using pythia::SamplingOptions;
 using pythia::Scores;
@@ -36,17 +37,31 @@ EngineOptions large_budget(Policy policy) {
   return options;
 }
 
+/// An engine that decodes in one launch per token where that is possible.
+std::unique_ptr<pythia::Engine> token_engine(const ModelSource& model, EngineOptions options) {
+  options.device = pythia::DeviceType::cuda;
+  options.one_launch_decode = true;
+  return pythia::make_cuda_engine(model, options);
+}
+std::unique_ptr<pythia::Engine> token_engine(const std::filesystem::path& model,
+                                             const EngineOptions& options) {
+  return token_engine(ModelSource{model, ""}, options);
+}
+
 class CudaToken : public CudaEngineTest {
  protected:
   /// Both ways of decoding; skips where the device has only one.
-  void make_both(const std::filesystem::path& model, EngineOptions options) {
-    options.one_launch_decode = true;
-    one_launch = cuda_test::engine(model, options);
+  void make_both(const std::filesystem::path& model, const EngineOptions& options) {
+    make_both(ModelSource{model, ""}, options);
+  }
+  void make_both(const ModelSource& model, EngineOptions options) {
+    one_launch = token_engine(model, options);
     if (one_launch->decode_path() != "one launch per token") {
       GTEST_SKIP() << "this device or build has no token kernel";
     }
+    options.device = pythia::DeviceType::cuda;
     options.one_launch_decode = false;
-    many_launches = cuda_test::engine(model, options);
+    many_launches = pythia::make_cuda_engine(model, options);
     ASSERT_EQ(many_launches->decode_path(), "a launch per operation");
   }
 
@@ -103,6 +118,15 @@ TEST_F(CudaToken, HeadDims128And256AndTanhGelu) {
     make_both(test_support::data_path(model), large_budget(Policy::h2o));
     if (IsSkipped()) return;
     expect_equal_bits(1100, 80);
+  }
+}
+
+TEST_F(CudaToken, WidthsOfTheLargerPythias) {
+  for (const char* name : {"pythia-410m", "pythia-1b", "pythia-1.4b", "pythia-2.8b"}) {
+    SCOPED_TRACE(name);
+    make_both(ModelSource{"", name}, large_budget(Policy::h2o));
+    if (IsSkipped()) return;
+    expect_equal_bits(540, 20);
   }
 }
 
@@ -184,14 +208,12 @@ TEST_F(CudaToken, TwoRunsAreEqualBitForBit) {
 TEST_F(CudaToken, OtherSessionsKeepTheirLaunches) {
   EngineOptions options = small_budget(Policy::h2o);
   options.batch_size = 2;
-  EXPECT_EQ(cuda_test::engine(host_test::tiny_neox(), options)->decode_path(),
-            "a launch per operation");
+  EXPECT_EQ(token_engine(host_test::tiny_neox(), options)->decode_path(), "a launch per operation");
   options = small_budget(Policy::h2o);
   options.weights = WeightType::fp16;
-  EXPECT_EQ(cuda_test::engine(host_test::tiny_neox(), options)->decode_path(),
-            "a launch per operation");
-  EXPECT_EQ(cuda_test::engine(test_support::data_path("hd32_sequential"),
-                              cuda_test::with(WeightType::int8, Policy::full))
+  EXPECT_EQ(token_engine(host_test::tiny_neox(), options)->decode_path(), "a launch per operation");
+  EXPECT_EQ(token_engine(test_support::data_path("hd32_sequential"),
+                         cuda_test::with(WeightType::int8, Policy::full))
                 ->decode_path(),
             "a launch per operation");
 }
