@@ -47,10 +47,8 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using layout = cluster_decode_shape<HeadDim>;
   constexpr int kWarps = kClusterAttendWarps<HeadDim>, kAttendThreads = 32 * kWarps;
-  constexpr int kThreads = kClusterThreads<HeadDim>;
-  // Named barriers; 0 is everybody's.
-  enum { kAttendBarrier = 1, kEvictBarrier, kExponentialsBarrier, kWeightsBarrier };
-  enum { kLength, kStep, kFreeSlot, kWords };  // in the order of the lanes that read
+  constexpr int kAttendBarrier = 1, kEvictBarrier = 2;  // 0 is everybody's
+  enum { kLength, kStep, kFreeSlot, kWords };           // in the order of the lanes that read
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ __align__(8) std::uint64_t barriers[5];
   std::uint64_t* const keys_there = barriers;
@@ -104,8 +102,8 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
     if (lane == 0) {
       mbarrier_init(keys_there, 1);
       mbarrier_init(values_there, 1);
-      mbarrier_init(stats_there, 1);
-      mbarrier_init(sums_there, 1);
+      mbarrier_init(stats_there, 1 + kWarps);
+      mbarrier_init(sums_there, 2);
       mbarrier_init(candidates_there, 1);
       mbarrier_init_fence();
     }
@@ -266,7 +264,6 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
     }
     const bool evicts = own_keys && policy.evict_every == 1 && head.full();
     if (merges && lane == 0 && (!scored || (own_keys && !head.full()))) *head.free_slot = live;
-    named_barrier(kExponentialsBarrier, kThreads);
     mbarrier_wait(stats_there, 0);
 #pragma unroll 1
     for (int h = 0; h < group_size; ++h) {
@@ -275,7 +272,8 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       if (scored) books.add(p + h * kSplitSlots, merge, split);
       if (merges) merge.of_splits(of_head, splits, weights + h * splits);
     }
-    if (merges) named_barrier_arrive(kWeightsBarrier, kThreads);
+    __syncwarp();
+    if (merges && lane == 0) mbarrier_arrive(sums_there);
     if (evicts) {
       split_candidate candidate;
       const bool holds = books.choose(candidate);
@@ -318,7 +316,7 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       }
       __syncwarp();
     }
-    named_barrier_arrive(kExponentialsBarrier, kThreads);
+    if (lane == 0) mbarrier_arrive(stats_there);  // this warp's exponentials are there
     mbarrier_wait(values_there, parity);
 #pragma unroll 1
     for (int chunk = warp; chunk < kSplitChunks; chunk += kWarps) {
@@ -343,19 +341,18 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       }
       sums_to_merge.send(split * elements + i, sum);
     }
-    if (merges) {
-      named_barrier(kWeightsBarrier, kThreads);
+    if (merges && tid < elements) {
       mbarrier_wait(sums_there, 0);
       T* to = Resident ? first_output : output_at(tid);
-#pragma unroll 1
-      for (int i = tid; i < elements;) {
+      for (int i = tid;;) {
         const float* const weight = weights + i / HeadDim * splits;
         float sum = 0.0f;
 #pragma unroll 2
         for (int s = 0; s < splits; ++s) sum = fmaf(weight[s], sums[s * elements + i], sum);
         *to = from_float<T>(sum);
         i += kAttendThreads;
-        if (i < elements) to = output_at(i);
+        if (i >= elements) break;
+        to = output_at(i);
       }
     }
   }
