@@ -127,6 +127,8 @@ TYPED_TEST_P(DecodeTest, ManySlotsPerHead) {
   this->check_steps({1, 2, 1, 256}, {}, false, 400, 300, generator);
   const h2o_policy budget{4, 200, 108};
   this->check_steps({1, 2, 2, 80}, budget, true, budget.capacity(), 330, generator);
+  const h2o_policy large{4, 600, 290};  // more chunks than a warp has lanes
+  this->check_steps({1, 2, 1, 64}, large, true, large.capacity(), 905, generator);
 }
 
 TYPED_TEST_P(DecodeTest, ABudgetAboveTheLengthIsFullAttentionBitForBit) {
