@@ -33,9 +33,11 @@ __device__ __forceinline__ void dequantize_four<__half>(std::uint32_t four, std:
 // bf16 has 7 mantissa bits, one too few for the byte: split q into its low 7 bits and its sign bit.
 // a = 128 + (q & 127) and c = 128 for q >= 0, 256 for q < 0 are both exact, and q = a - c.
 // The difference is an fma because sm_80 has no bf16 subtraction of its own.
+// `bytes` has the bytes of q in its lower halves and 0x43 in the upper ones: one constant to an
+// instruction, as the hardware has it.
 __device__ __forceinline__ std::uint32_t dequantize_pair_bf16(std::uint32_t bytes) {
-  const std::uint32_t a = (bytes & 0x007f007fu) | 0x43004300u;
-  const std::uint32_t c = (bytes & 0x00800080u) ^ 0x43004300u;
+  const std::uint32_t a = bytes & 0xff7fff7fu;
+  const std::uint32_t c = bytes & 0xff80ff80u;
   std::uint32_t pair;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(c), "r"(0xbf80bf80u), "r"(a));
   return pair;
@@ -45,8 +47,8 @@ template <>
 __device__ __forceinline__ void dequantize_four<__nv_bfloat16>(std::uint32_t four,
                                                                std::uint32_t& pair01,
                                                                std::uint32_t& pair23) {
-  pair01 = dequantize_pair_bf16(__byte_perm(four, 0, 0x4140));
-  pair23 = dequantize_pair_bf16(__byte_perm(four, 0, 0x4342));
+  pair01 = dequantize_pair_bf16(__byte_perm(four, 0x43434343u, 0x4140));
+  pair23 = dequantize_pair_bf16(__byte_perm(four, 0x43434343u, 0x4342));
 }
 
 /// Four INT8 as two pairs of T like dequantize_four, but of q / kUnit, in 5 instructions for either
@@ -85,13 +87,13 @@ struct scaled_dequantizer<__nv_bfloat16> {
 /// __half, 4 for bf16.
 template <class T>
 __device__ __forceinline__ std::uint32_t dequantize_two(std::uint32_t two) {
-  const std::uint32_t bytes = __byte_perm(two, 0, 0x4140);
   if constexpr (std::is_same_v<T, __half>) {
+    const std::uint32_t bytes = __byte_perm(two, 0, 0x4140);
     std::uint32_t pair;
     asm("sub.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(bytes ^ 0x64806480u), "r"(0x64806480u));
     return pair;
   } else {
-    return dequantize_pair_bf16(bytes);
+    return dequantize_pair_bf16(__byte_perm(two, 0x43434343u, 0x4140));
   }
 }
 

@@ -51,7 +51,7 @@ struct default_wgmma_selector {
         return {2200, 620, 90};
     }
   }
-  static constexpr int kSecondLaunch = 800;
+  static constexpr int kSecondLaunch = 4000;
   static constexpr std::int64_t kWeightsPerMicrosecond = 3300000;
   static constexpr std::int64_t kNever = std::int64_t{1} << 62;
 
