@@ -158,13 +158,13 @@ __global__ void __launch_bounds__(tiled_policy_of(Tile, sizeof(Element)).threads
                       tiled_output<Element, Out, Epilogue> output) {
   constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
   using block = tiled_block<T, Element, Tile, Aligned>;
-  extern __shared__ __align__(128) std::byte shared[];
+  extern __shared__ __align__(128) std::byte tiles[];
 
   const weight_operand<Element>& w = output.w;
   const tiled_place place(blockIdx.x, (output.m_count + P.block_m - 1) / P.block_m,
                           (w.rows + P.block_n - 1) / P.block_n);
   typename block::sums acc = {};
-  block(x, x_ld, w, output.m_count, place.m * P.block_m, place.n * P.block_n, shared)
+  block(x, x_ld, w, output.m_count, place.m * P.block_m, place.n * P.block_n, tiles)
       .multiply(acc, (w.cols + kTiledBlockK - 1) / kTiledBlockK);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
