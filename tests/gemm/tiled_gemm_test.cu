@@ -63,8 +63,7 @@ TYPED_TEST(TiledGemmTest, EveryLengthOfTheLastStepOfK) {
   int i = 0;
   for (int k = 1; k <= 130; k += 7) {
     const int pad = (16 - k % 16) % 16;
-    this->check({70, 40, k, pad, pad, 2}, static_cast<test::Kind>(i % 5), kTiles[i % 3],
-                generator);
+    this->check({70, 40, k, pad, pad, 2}, static_cast<test::Kind>(i % 5), kTiles[i % 3], generator);
     ++i;
   }
 }

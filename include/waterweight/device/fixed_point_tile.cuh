@@ -2,9 +2,9 @@
 // streams its weights through a ring (weight_ring.cuh).
 //
 // The activations are three INT8 planes (fixed_point.cuh). A lane takes 16 consecutive elements of
-// each row and of each plane at a time, and dp4a multiplies four of them: the integer tensor cores
-// would have room for sixteen rows of activations, but mma.sync reads no more than 35 bytes of
-// weights per clock and SM on Hopper, dp4a about twice that, where memory delivers 20.
+// each row and of each plane at a time, and dp4a multiplies four of them. The integer tensor cores
+// would have room for sixteen rows of activations where there are three planes: with mma.m16n8k32
+// Pythia-2.8B took 901 us a token on an H200, with dp4a 871.
 //
 // The integer sums are exact, so whoever adds up parts of K gets the bits of the whole, and those
 // of the device-wide GEMV for one token.

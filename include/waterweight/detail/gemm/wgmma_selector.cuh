@@ -1,4 +1,4 @@
-// When the wgmma kernel is used, with which tile, and what it needs of the workspace.
+// When the wgmma kernel is used, and with which tiles.
 #pragma once
 
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
