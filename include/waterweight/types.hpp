@@ -95,7 +95,8 @@ enum class h2o_granularity {
 /// (programmatic dependent launch, compute capability 9.0 and newer; elsewhere it changes nothing).
 enum class early_read {
   nothing,
-  cache  ///< keys and values: the caller promises that the kernel before does not write them
+  cache,   ///< keys and values: the caller promises that the kernel before does not write them
+  weights  ///< the same of weights and their scales
 };
 
 /// Which keys H2O keeps, apart from the tokens decoded since the last eviction. All counts >= 0,

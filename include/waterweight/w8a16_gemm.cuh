@@ -20,6 +20,8 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 /// row, any M, N, K >= 1 (unaligned rows take a slower path). y must not overlap x or w.
 /// Epilogue: a functor as in device/epilogue.cuh.
 /// ws: at least w8a16_gemm_workspace_bytes(M, N, K, device).
+/// early: early_read::weights lets a product with at most 16 tokens fetch weights and scales before
+/// the kernel ahead has ended: a chain of such products then reads memory without a pause.
 /// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 128 rows of X or more.
 /// Deterministic: the order of the sum over K depends on the shape and the device alone.
 /// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, sizes or leading
@@ -28,11 +30,12 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 template <class X, class Out, class Epilogue>
 [[nodiscard]] cudaError_t w8a16_gemm(const device_info& device, matrix_view<X> x,
                                      int8_weight_view w, matrix_view<Out> y, Epilogue epilogue,
-                                     workspace ws, cudaStream_t stream) noexcept {
+                                     workspace ws, cudaStream_t stream,
+                                     early_read early = early_read::nothing) noexcept {
   if (!detail::valid_weights(w)) return cudaErrorInvalidValue;
   const detail::weight_operand<std::int8_t> operand{w.data, w.scale, static_cast<int>(w.rows),
                                                     static_cast<int>(w.cols), w.ld};
-  return detail::gemm(device, x, operand, y, epilogue, ws, stream);
+  return detail::gemm(device, x, operand, y, epilogue, ws, stream, early);
 }
 
 /// The same with weights of X's own type: w is [N, K].
@@ -44,7 +47,7 @@ template <class X, class Out, class Epilogue>
   if (!detail::valid_matrix(w)) return cudaErrorInvalidValue;
   const detail::weight_operand<std::remove_const_t<X>> operand{
       w.data, nullptr, static_cast<int>(w.rows), static_cast<int>(w.cols), w.ld};
-  return detail::gemm(device, x, operand, y, epilogue, ws, stream);
+  return detail::gemm(device, x, operand, y, epilogue, ws, stream, early_read::nothing);
 }
 
 /// Workspace that any call with m <= M, n <= N, k <= K needs on this device. Serves both functions.

@@ -26,6 +26,13 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// Which cluster of the grid this block belongs to, along x.
+__device__ __forceinline__ int cluster_index() {
+  int index;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
+}
+
 /// Sends floats to an array in the shared memory of block `rank` of the cluster. Each arrives as 4
 /// bytes at an mbarrier of that block, which is all the synchronisation there is: whoever waits for
 /// the barrier sees them.

@@ -6,6 +6,7 @@
 #include <waterweight/detail/gemm/fixed_point_kernel.cuh>
 #include <waterweight/detail/gemm/gemv_kernel.cuh>
 #include <waterweight/detail/gemm/policy.cuh>
+#include <waterweight/detail/gemm/stream_launch.cuh>
 #include <waterweight/detail/gemm/tiled_kernel.cuh>
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_selector.cuh>
@@ -22,6 +23,7 @@ struct gemm_launcher {
   Epilogue epilogue;
   workspace ws;
   cudaStream_t stream;
+  early_read early;
 
   cudaError_t fixed_point(const device_info& device) const {
     const std::int64_t tiles = ceil_div(w.rows, kFixedPointTile);
@@ -41,6 +43,16 @@ struct gemm_launcher {
     } else {
       return cudaErrorInvalidDeviceFunction;
     }
+  }
+
+  /// cudaErrorInvalidDeviceFunction: not for this kernel, nothing was launched.
+  template <int NTiles>
+  cudaError_t stream_weights(const device_info& device) const {
+    using launcher = stream_launcher<T, Out, Epilogue>;
+    const stream_plan plan = make_stream_plan(device.sm_count, w.rows, w.cols, NTiles);
+    if (plan.clusters == 0 || !launcher::present()) return cudaErrorInvalidDeviceFunction;
+    return launcher{x, w, y, epilogue, early == early_read::weights, stream}.template run<NTiles>(
+        plan);
   }
 
   template <int NTiles>
@@ -68,6 +80,11 @@ struct gemm_launcher {
         default_gemm_selector{}(device, x.rows, w.rows, copyable && w.cols % 16 == 0,
                                 is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
     if constexpr (is_quantized_v<Element>) {
+      if (kind == gemm_kind::gemv && may_stream(device)) {
+        const cudaError_t status =
+            x.rows <= 8 ? stream_weights<1>(device) : stream_weights<2>(device);
+        if (status != cudaErrorInvalidDeviceFunction) return status;
+      }
       if (kind == gemm_kind::fixed_point) return fixed_point(device);
     }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
@@ -86,7 +103,8 @@ struct gemm_launcher {
 template <class X, class Element, class Out, class Epilogue>
 cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
                  const weight_operand<Element>& w, const matrix_view<Out>& y,
-                 const Epilogue& epilogue, const workspace& ws, cudaStream_t stream) {
+                 const Epilogue& epilogue, const workspace& ws, cudaStream_t stream,
+                 early_read early) {
   using T = std::remove_const_t<X>;
   static_assert(is_activation_v<T>, "X must be __half or __nv_bfloat16");
   static_assert(std::is_same_v<Out, T> || std::is_same_v<Out, float>,
@@ -99,7 +117,8 @@ cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
   if (!valid || !valid_workspace(ws, needed) || (needed > 0 && !is_aligned(ws.data, 16))) {
     return cudaErrorInvalidValue;
   }
-  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream}.run(device);
+  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream, early}.run(
+      device);
 }
 
 }  // namespace detail
