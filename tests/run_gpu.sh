@@ -29,6 +29,9 @@ filter_of() {
   case "$1:$2" in
     ptx:test_link) echo '*PtxUnit*' ;; # its other unit has no PTX
     ptx:test_pythia_cli | *check:test_pythia_cli) echo - ;; # computes on the CPU
+    # Racecheck does not see that __syncwarp() orders what 31 lanes have read before the arrival of
+    # the 32nd, and reports hazards between them; where each lane arrives it reports none.
+    racecheck:test_device) echo '*-WeightRing.BringsEveryTileWholeAndInOrder' ;;
     *check:test_link) echo - ;; # asks for code that the GPU may lack: an error by intent
     *check:test_gemm) echo "$gemm" ;;
     memcheck:test_attention) echo 'PrefillTest/0.*:Fp16/DecodeTest/0.*:DecodePolicyTest.TheFused*' ;;
@@ -51,7 +54,8 @@ check_filter() {
   rejected="${2#"${2%%-*}"}"
   IFS=: read -ra rejected <<<"${rejected#-}"
   for pattern in "${selected[@]}" "${rejected[@]}"; do
-    "$1" --gtest_filter="$pattern" --gtest_list_tests 2>/dev/null | grep -q '^  ' ||
+    # Not grep -q: it would leave a long list before its end, and the program to a broken pipe.
+    (($("$1" --gtest_filter="$pattern" --gtest_list_tests 2>/dev/null | grep -c '^  ') > 0)) ||
       echo "the filter $pattern selects no test"
   done
 }

@@ -15,14 +15,14 @@ constexpr int kConsumers = 3;  // warps
 constexpr int kMaxSlots = 8;
 
 /// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. Odd tiles are
-/// pushed row by row.
+/// pushed row by row. The first `readers` lanes of a warp say that it has read a tile.
 __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_bytes, int slots,
-                                  int most_in_flight, std::int8_t* out) {
+                                  int most_in_flight, int readers, std::int8_t* out) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ std::uint64_t barriers[2 * kMaxSlots];
   const int bytes = 4 * row_bytes, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const waterweight::weight_ring ring{memory, barriers, barriers + kMaxSlots, slots, bytes};
-  if (threadIdx.x == 0) ring.init();
+  if (threadIdx.x == 0) ring.init(readers);
   __syncthreads();
   if (warp == kConsumers) {
     waterweight::ring_producer producer(ring, most_in_flight);
@@ -42,7 +42,7 @@ __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_byte
     const auto* tile = reinterpret_cast<const std::int8_t*>(ring.slot(cursor.slot));
     for (int b = lane; b < bytes; b += 32) out[i * bytes + b] = tile[b];
     __syncwarp();
-    if (lane == 0) waterweight::detail::mbarrier_arrive(ring.empty + cursor.slot);
+    if (lane < readers) waterweight::detail::mbarrier_arrive(ring.empty + cursor.slot);
   }
 }
 
@@ -55,28 +55,33 @@ class WeightRing : public test::GpuTest {
       GTEST_SKIP() << "built for an architecture without bulk copies";
     }
   }
-};
 
-TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) {
-  std::mt19937 generator(1);
-  for (const int row_bytes : {32, 160, 1280}) {
-    for (const auto& [tiles, slots, in_flight] :
-         {std::tuple(1, 4, 1), std::tuple(7, 5, 2), std::tuple(8, 8, 3), std::tuple(100, 7, 4),
-          std::tuple(101, 8, 5), std::tuple(64, 4, 1)}) {
-      ASSERT_GE(slots, in_flight + kConsumers);
-      SCOPED_TRACE(::testing::Message() << row_bytes << " x 4, " << tiles << " tiles, " << slots
-                                        << " slots, " << in_flight << " in flight");
-      std::vector<std::int8_t> host(static_cast<std::size_t>(tiles * 4 * row_bytes));
-      for (auto& byte : host)
-        byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
-      DeviceBuffer<std::int8_t> in(host), out(host.size());
-      copy_through_ring<<<1, 32 * (kConsumers + 1), static_cast<std::size_t>(slots * 4 * row_bytes),
-                          stream>>>(in.data(), tiles, row_bytes, slots, in_flight, out.data());
-      ASSERT_CUDA(cudaGetLastError());
-      ASSERT_CUDA(cudaStreamSynchronize(stream));
-      EXPECT_EQ(out.download(), host);
+  void expect_whole_and_in_order(int readers) {
+    std::mt19937 generator(1);
+    for (const int row_bytes : {32, 160, 1280}) {
+      for (const auto& [tiles, slots, in_flight] :
+           {std::tuple(1, 4, 1), std::tuple(7, 5, 2), std::tuple(8, 8, 3), std::tuple(100, 7, 4),
+            std::tuple(101, 8, 5), std::tuple(64, 4, 1)}) {
+        ASSERT_GE(slots, in_flight + kConsumers);
+        SCOPED_TRACE(::testing::Message() << row_bytes << " x 4, " << tiles << " tiles, " << slots
+                                          << " slots, " << in_flight << " in flight");
+        std::vector<std::int8_t> host(static_cast<std::size_t>(tiles * 4 * row_bytes));
+        for (auto& byte : host)
+          byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
+        DeviceBuffer<std::int8_t> in(host), out(host.size());
+        copy_through_ring<<<1, 32 * (kConsumers + 1),
+                            static_cast<std::size_t>(slots * 4 * row_bytes), stream>>>(
+            in.data(), tiles, row_bytes, slots, in_flight, readers, out.data());
+        ASSERT_CUDA(cudaGetLastError());
+        ASSERT_CUDA(cudaStreamSynchronize(stream));
+        EXPECT_EQ(out.download(), host);
+      }
     }
   }
-}
+};
+
+TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) { expect_whole_and_in_order(1); }
+
+TEST_F(WeightRing, BringsThemWhenEveryLaneSaysThatItHasRead) { expect_whole_and_in_order(32); }
 
 }  // namespace

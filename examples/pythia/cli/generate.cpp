@@ -68,6 +68,7 @@ Generation generate(Engine& engine, const Tokenizer& tokenizer,
   const auto start = Clock::now();
   std::int32_t id = engine.start({prompt}, options.sampling).at(0);
   result.first_token = seconds_since(start);
+  engine.expect_next(options.max_new_tokens - 1);
   const auto decode_start = Clock::now();
   for (;;) {
     result.ended = is_end(id);

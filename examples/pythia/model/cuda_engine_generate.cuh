@@ -39,25 +39,29 @@ std::vector<std::int32_t> CudaEngine<T>::start(
   greedy_ = !(resolved.temperature > 0.0f);
   const int batch = options_.batch_size;
   const int tokens = static_cast<int>(longest);
+  expected_ = under_way_ = 0;
   upload_prompts(prompts, tokens);
   enqueue_prefill(launch_, prefill(), &kv_, batch, tokens);
   run_head(launch_, config_, weights_, activations_.residual, last_rows_, batch,
            activations_.attention_in, logits_);
-  check_cuda(sample(logits_, batch, config_.vocab_size, lengths_, 0,
-                    {sampling_, tokens_, sampled_.device()}, launch_.stream),
-             "sample");
+  check_cuda(
+      sample(logits_, batch, config_.vocab_size, lengths_, 0, sampling_target(), launch_.stream),
+      "sample");
   position_ = tokens;
+  stream_.synchronize();
   return sampled_tokens();
 }
 
+/// The tokens at next_positions_, once they are there.
 template <class T>
-std::vector<std::int32_t> CudaEngine<T>::sampled_tokens() {
-  stream_.synchronize();
+std::vector<std::int32_t> CudaEngine<T>::sampled_tokens() const {
   std::vector<std::int32_t> tokens;
-  for (int b = 0; b < options_.batch_size; ++b) {
-    tokens.push_back(sampled_[static_cast<std::size_t>(b)]);
+  for (std::size_t b = 0; b < next_positions_.size(); ++b) {
+    const int position = next_positions_[b];
+    const auto row = static_cast<std::size_t>(position % kMostUnderWay);
+    tokens.push_back(sampled_[row * next_positions_.size() + b]);
     if (tokens.back() < 0) {
-      throw Error("logits at position " + std::to_string(position_ - 1) + " of sequence " +
+      throw Error("logits at position " + std::to_string(position - 1) + " of sequence " +
                   std::to_string(b) + ": expected finite numbers, found none");
     }
   }
@@ -65,9 +69,14 @@ std::vector<std::int32_t> CudaEngine<T>::sampled_tokens() {
 }
 
 template <class T>
+bool CudaEngine<T>::has_room(int steps) const {
+  return options_.policy != Policy::full || steps <= options_.max_tokens - position_;
+}
+
+template <class T>
 void CudaEngine<T>::require_room(int steps) const {
   if (position_ < 0) throw Error("decode: expected start() before the first step");
-  if (options_.policy == Policy::full && steps > options_.max_tokens - position_) {
+  if (!has_room(steps)) {
     throw Error("decode: expected at most " + std::to_string(options_.max_tokens) +
                 " tokens in the cache, found " + std::to_string(position_) + " + " +
                 std::to_string(steps));
@@ -96,8 +105,8 @@ void CudaEngine<T>::capture_step() {
   generate_graph_.capture(launch_.stream, [this] {
     const int batch = options_.batch_size;
     enqueue_step(batch);
-    check_cuda(sample(logits_, batch, config_.vocab_size, kv_.step(), 1,
-                      {sampling_, tokens_, sampled_.device()}, launch_.stream),
+    check_cuda(sample(logits_, batch, config_.vocab_size, kv_.step(), 1, sampling_target(),
+                      launch_.stream),
                "sample");
     advance(batch);
   });
@@ -110,20 +119,37 @@ void CudaEngine<T>::launch_step() {
   CudaGraph& graph = greedy_ && chooses_in_kernel() ? greedy_graph_ : generate_graph_;
   graph.launch(launch_.stream);
   ++position_;
+  ++under_way_;
 }
 
+/// Steps are launched while earlier ones run, as far as the caller has said it will want them: the
+/// device never waits for the host, and a token reaches the host as soon as it is chosen.
 template <class T>
 std::vector<std::int32_t> CudaEngine<T>::next() {
-  require_room(1);
-  launch_step();
+  if (under_way_ == 0) require_room(1);
+  const auto event = [this](int ahead) -> CudaEvent& {
+    return step_done_[static_cast<std::size_t>((next_positions_[0] + ahead) % kMostUnderWay)];
+  };
+  const int wanted = std::clamp(expected_, 1, kMostUnderWay);
+  for (auto& position : next_positions_) ++position;
+  while (under_way_ < wanted && has_room(1)) {
+    launch_step();
+    event(under_way_ - 1).record(launch_.stream);
+  }
+  event(0).synchronize();
+  --under_way_;
+  if (expected_ > 0) --expected_;
   return sampled_tokens();
 }
 
 template <class T>
 void CudaEngine<T>::run(int steps) {
-  require_room(steps);
-  for (int i = 0; i < steps; ++i) launch_step();
+  const int more = std::max(0, steps - under_way_);
+  require_room(more);
+  for (int i = 0; i < more; ++i) launch_step();
   stream_.synchronize();
+  under_way_ -= steps;
+  for (auto& position : next_positions_) position += steps;
 }
 
 template <class T>

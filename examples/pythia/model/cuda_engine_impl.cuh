@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -43,11 +44,13 @@ class CudaEngine final : public Engine {
   std::vector<std::int32_t> start(const std::vector<std::vector<std::int32_t>>& prompts,
                                   const SamplingOptions& sampling) override;
   std::vector<std::int32_t> next() override;
+  void expect_next(int calls) override { expected_ = calls; }
   void run(int steps) override;
   CacheSnapshot cache_snapshot(int sequence, int layer) const override;
 
  private:
   static constexpr int kScoredRows = 256;  // rows of logits [rows, vocab] held at a time
+  static constexpr int kMostUnderWay = 4;  // steps launched whose tokens nobody has asked for yet
 
   /// Buffers that only scoring needs, allocated when it is first asked for.
   struct Scoring {
@@ -73,8 +76,10 @@ class CudaEngine final : public Engine {
   bool chooses_in_kernel() const;
   void capture_step();
   void launch_step();
+  bool has_room(int steps) const;
   void require_room(int steps) const;
-  std::vector<std::int32_t> sampled_tokens();
+  SamplingTarget sampling_target() const;
+  std::vector<std::int32_t> sampled_tokens() const;
 
   template <class U>
   void upload(U* target, const U* source, std::size_t count) {
@@ -114,14 +119,19 @@ class CudaEngine final : public Engine {
   float* column_sums_ = nullptr;         ///< the same, of each layer where one set serves all
   float* logits_ = nullptr;              ///< [batch, vocab]
   SamplingOptions* sampling_ = nullptr;  ///< one
-  PinnedArray<std::int32_t> sampled_;    ///< [batch]
+  PinnedArray<std::int32_t> sampled_;    ///< [kMostUnderWay, batch], see SamplingTarget
   std::unique_ptr<Scoring> scoring_;
   TokenStep<T> token_step_;
   CudaGraph generate_graph_;
   CudaGraph greedy_graph_;  ///< stands in for generate_graph_ where chooses_in_kernel() and greedy_
   CudaGraph score_graph_;
   bool greedy_ = false;
+  std::vector<std::int32_t> next_positions_;  ///< [batch] of the tokens handed out next
   int position_ = -1;  ///< tokens fed to the longest sequence; -1 before start()
+  int expected_ = 0;   ///< calls of next() that are likely to come
+  int under_way_ = 0;  ///< steps launched whose tokens have not been handed out
+  std::array<CudaEvent, kMostUnderWay>
+      step_done_;  ///< by the row of sampled_ of the first sequence
 };
 
 template <class T>
@@ -130,7 +140,7 @@ CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& option
     : config_(source_config(source)),
       options_(checked(options)),
       device_name_(std::move(device_name)),
-      sampled_(static_cast<std::size_t>(options.batch_size)) {
+      sampled_(static_cast<std::size_t>(kMostUnderWay * options.batch_size)) {
   if (options_.max_prompt == 0) options_.max_prompt = options_.max_tokens;
   const std::unique_ptr<WeightSource> data = open_weights(source, config_, options_.weights);
   check_cuda(waterweight::query_device(&launch_.device, 0), "query_device");
@@ -139,7 +149,7 @@ CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& option
   plan_buffers();
   arena_.allocate(weight_staging_bytes(), &meter_);
   kv_.bind();
-  token_step_.bind(decode_step(), {sampling_, tokens_, sampled_.device()}, stream_.get());
+  token_step_.bind(decode_step(), sampling_target(), stream_.get());
   launch_.workspace.data = workspace_;
   upload_rotary();
   load_weights(source, *data, config_, &meter_, stream_.get(), &weights_);
@@ -208,12 +218,18 @@ void CudaEngine<T>::advance(int batch) {
       "h2o_advance");
 }
 
+template <class T>
+SamplingTarget CudaEngine<T>::sampling_target() const {
+  return {sampling_, tokens_, sampled_.device(), kMostUnderWay};
+}
+
 /// Pads all prompts to `tokens` and sets the lengths.
 template <class T>
 void CudaEngine<T>::upload_prompts(const std::vector<std::vector<std::int32_t>>& prompts,
                                    int tokens) {
   std::vector<std::int32_t> padded(prompts.size() * static_cast<std::size_t>(tokens), 0);
-  std::vector<std::int32_t> lengths;
+  std::vector<std::int32_t>& lengths = next_positions_;
+  lengths.clear();
   std::vector<std::int32_t> last_rows;
   for (std::size_t b = 0; b < prompts.size(); ++b) {
     const std::size_t first = b * static_cast<std::size_t>(tokens);

@@ -29,6 +29,7 @@ void CudaEngine<T>::begin_scoring(const std::vector<std::int32_t>& ids, int long
   upload(scoring_->ids, ids.data(), ids.size());
   upload(scoring_->count, &count, 1);
   position_ = -1;  // a generation that was under way has lost its cache
+  expected_ = under_way_ = 0;
 }
 
 /// The answer for nll[first, first + nll_count) and argmax from the same place.

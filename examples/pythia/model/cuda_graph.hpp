@@ -1,4 +1,4 @@
-// A captured sequence of launches, replayed with one call.
+// A stream, points in it, and captured sequences of launches that are replayed with one call.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -22,6 +22,26 @@ class CudaStream {
 
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+/// A point in a stream that the host can wait for.
+class CudaEvent {
+ public:
+  CudaEvent() {
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming),
+               "cudaEventCreateWithFlags");
+  }
+  ~CudaEvent() { cudaEventDestroy(event_); }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+
+  void record(cudaStream_t stream) {
+    check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
+  }
+  void synchronize() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
 };
 
 class CudaGraph {

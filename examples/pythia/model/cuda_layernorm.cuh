@@ -3,7 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <waterweight/detail/arch/convert.cuh>
 
 #include "examples/pythia/model/cuda_reduce.cuh"
@@ -18,43 +20,110 @@ struct LayerNormOutput {
   T* out = nullptr;
 };
 
-template <class T>
-__global__ void layernorm_kernel(const float* x, const std::int32_t* row_index, int hidden,
-                                 float eps, LayerNormOutput<T> first, LayerNormOutput<T> second) {
-  const std::int64_t row = row_index == nullptr ? blockIdx.x : row_index[blockIdx.x];
-  const float* source = x + row * hidden;
-  float sum = 0.0f;
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) sum += source[i];
-  const float mean = block_sum(sum) / static_cast<float>(hidden);
-  float squares = 0.0f;
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-    const float centred = source[i] - mean;
-    squares += centred * centred;
-  }
-  const float variance = block_sum(squares) / static_cast<float>(hidden);
-  const float scale = 1.0f / sqrtf(variance + eps);
-  const std::int64_t out_row = static_cast<std::int64_t>(blockIdx.x) * hidden;
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-    const float unit = (source[i] - mean) * scale;
-    first.out[out_row + i] =
-        waterweight::detail::from_float<T>(unit * first.weight[i] + first.bias[i]);
-    if (second.out != nullptr) {
-      second.out[out_row + i] =
-          waterweight::detail::from_float<T>(unit * second.weight[i] + second.bias[i]);
+constexpr int kLayerNormThreads = 256;
+
+/// This thread's weights and biases of one output, and what it makes of them.
+template <class T, int E>
+class LayerNormColumns {
+ public:
+  __device__ LayerNormColumns(const LayerNormOutput<T>& output, int hidden) : out_(output.out) {
+    if (out_ == nullptr) return;
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kLayerNormThreads;
+      weight_[j] = i < hidden ? output.weight[i] : 0.0f;
+      bias_[j] = i < hidden ? output.bias[i] : 0.0f;
     }
   }
+
+  __device__ void store(const float (&centred)[E], float scale, std::int64_t row,
+                        int hidden) const {
+    if (out_ == nullptr) return;
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kLayerNormThreads;
+      if (i >= hidden) break;
+      const float unit = centred[j] * scale;
+      out_[row * hidden + i] = waterweight::detail::from_float<T>(unit * weight_[j] + bias_[j]);
+    }
+  }
+
+ private:
+  T* out_;
+  float weight_[E], bias_[E];
+};
+
+/// A block takes rows in turn and has a row in registers, E elements a thread: E * 256 >= hidden.
+/// Weights are read once per block, and the next row is under way while this one is summed up.
+template <class T, int E>
+__global__ void __launch_bounds__(kLayerNormThreads, E <= 10 ? 2 : 1)
+    layernorm_kernel(const float* x, const std::int32_t* row_index, int rows, int hidden, float eps,
+                     LayerNormOutput<T> first, LayerNormOutput<T> second) {
+  float next[E];
+  const auto load = [&](int row) {
+    const float* const source =
+        x + static_cast<std::int64_t>(row_index == nullptr ? row : row_index[row]) * hidden;
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kLayerNormThreads;
+      next[j] = i < hidden ? source[i] : 0.0f;
+    }
+  };
+  int row = static_cast<int>(blockIdx.x);
+  load(row);
+  const LayerNormColumns<T, E> to_first(first, hidden), to_second(second, hidden);
+  for (; row < rows; row += static_cast<int>(gridDim.x)) {
+    float value[E], sum = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      value[j] = next[j];
+      sum += value[j];
+    }
+    if (row + static_cast<int>(gridDim.x) < rows) load(row + static_cast<int>(gridDim.x));
+    const float mean = block_sum(sum) / static_cast<float>(hidden);
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      if (static_cast<int>(threadIdx.x) + j * kLayerNormThreads >= hidden) break;
+      value[j] -= mean;
+      squares += value[j] * value[j];
+    }
+    const float variance = block_sum(squares) / static_cast<float>(hidden);
+    const float scale = 1.0f / sqrtf(variance + eps);
+    to_first.store(value, scale, row, hidden);
+    to_second.store(value, scale, row, hidden);
+  }
+}
+
+template <class T, int E>
+cudaError_t launch_layernorm(const float* x, const std::int32_t* row_index, int rows, int hidden,
+                             float eps, LayerNormOutput<T> first, LayerNormOutput<T> second,
+                             cudaStream_t stream) {
+  // What an H200 runs at once, for rows of 2560: a block then keeps its weights for several rows.
+  constexpr int kMostBlocks = 132 * 3;
+  const int blocks = std::min(rows, kMostBlocks);
+  layernorm_kernel<T, E>
+      <<<blocks, kLayerNormThreads, 0, stream>>>(x, row_index, rows, hidden, eps, first, second);
+  return cudaGetLastError();
 }
 
 /// Normalises `rows` rows of x [*, hidden] once and writes them through one or two pairs of
 /// weights: the parallel residual needs both of the same input. row_index: [rows] rows of x to
-/// take, or null for 0, 1, ... All device memory; x must not overlap the outputs.
+/// take, or null for 0, 1, ... All device memory; x must not overlap the outputs. hidden: at most
+/// 8192, else cudaErrorInvalidValue.
 template <class T>
 cudaError_t layernorm(const float* x, const std::int32_t* row_index, int rows, int hidden,
                       float eps, LayerNormOutput<T> first, LayerNormOutput<T> second,
                       cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  layernorm_kernel<<<rows, kThreads, 0, stream>>>(x, row_index, hidden, eps, first, second);
-  return cudaGetLastError();
+  const auto launch = [&](auto elements) {
+    return launch_layernorm<T, decltype(elements)::value>(x, row_index, rows, hidden, eps, first,
+                                                          second, stream);
+  };
+  const int elements = (hidden + kLayerNormThreads - 1) / kLayerNormThreads;
+  if (elements <= 4) return launch(std::integral_constant<int, 4>{});
+  if (elements <= 10) return launch(std::integral_constant<int, 10>{});
+  if (elements <= 20) return launch(std::integral_constant<int, 20>{});
+  if (elements <= 32) return launch(std::integral_constant<int, 32>{});
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace pythia

@@ -25,7 +25,15 @@ constexpr double kMassUnit = 1099511627776.0;  // 2^40
 struct SamplingTarget {
   const SamplingOptions* options = nullptr;  ///< one; vocab_limit already resolved
   std::int32_t* tokens = nullptr;            ///< [batch]: fed by the next step
-  std::int32_t* seen = nullptr;  ///< [batch] host memory: the same, -1 if no finite logit
+  std::int32_t* seen =
+      nullptr;        ///< [seen_rows, batch] host memory: the same, -1 if no finite logit
+  int seen_rows = 1;  ///< a token goes to the row of its position modulo this
+
+  __device__ __forceinline__ void put(int sequence, int batch, int position, int token,
+                                      bool finite) const {
+    tokens[sequence] = token;
+    seen[position % seen_rows * batch + sequence] = finite ? token : -1;
+  }
 };
 
 __device__ __forceinline__ float rank_value(float logit) {
@@ -140,9 +148,9 @@ __global__ void __launch_bounds__(kThreads)
   const int count = options.vocab_limit;
   const Candidate best = block_argmax(row, count);
   Candidate chosen = best;
+  const int position = positions[sequence] + offset;
   if (options.temperature > 0.0f && isfinite(best.value)) {
     const std::uint64_t lowest = lowest_candidate(row, count, best.value, options);
-    const int position = positions[sequence] + offset;
     chosen = {-INFINITY, INT32_MAX};
     for (int id = threadIdx.x; id < count; id += blockDim.x) {
       if (token_rank(row[id], id) < lowest) continue;
@@ -154,8 +162,7 @@ __global__ void __launch_bounds__(kThreads)
     chosen = block_best(chosen);
   }
   if (threadIdx.x != 0) return;
-  target.tokens[sequence] = chosen.index;
-  target.seen[sequence] = isfinite(best.value) ? chosen.index : -1;
+  target.put(sequence, static_cast<int>(gridDim.x), position, chosen.index, isfinite(best.value));
 }
 
 /// Samples from `batch` rows of logits [batch, vocab].

@@ -50,8 +50,7 @@ __device__ void end_token(const TokenParameters<T>& p, Candidate best) {
   *p.exchange.tokens += 1;
   if (!ending.choose) return;
   const int token = chosen.index == INT32_MAX ? 0 : chosen.index;  // every logit was NaN
-  ending.target.tokens[0] = token;
-  ending.target.seen[0] = isfinite(chosen.value) ? token : -1;
+  ending.target.put(0, 1, ending.step[0] + 1, token, isfinite(chosen.value));
   const int live = min(ending.length[0] + 1, p.capacity);
   ending.step[0] += 1;
   ending.length[0] = live < p.capacity ? live : live - p.policy.evict_every;

@@ -107,6 +107,10 @@ class Engine {
   /// One decode step: returns the next token of each sequence.
   virtual std::vector<std::int32_t> next() = 0;
 
+  /// Says that next() is likely to be called so many times from now on. An engine may compute that
+  /// far ahead; the tokens are the same, but cache_snapshot() shows what has been computed.
+  virtual void expect_next([[maybe_unused]] int calls) {}
+
   /// `steps` decode steps without giving the tokens to the host in between; returns when the device
   /// has finished. For measuring.
   virtual void run(int steps) = 0;

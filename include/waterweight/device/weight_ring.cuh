@@ -29,11 +29,12 @@ struct weight_ring {
 
   __device__ __forceinline__ std::byte* slot(int i) const { return data + i * tile_bytes; }
 
-  /// By one thread, followed by a barrier of the block.
-  __device__ __forceinline__ void init() const {
+  /// By one thread, followed by a barrier of the block. readers: threads that arrive at `empty` for
+  /// a tile that has been read; one of a warp is enough if __syncwarp() comes before.
+  __device__ __forceinline__ void init(int readers = 1) const {
     for (int i = 0; i < slots; ++i) {
       detail::mbarrier_init(full + i, 1);
-      detail::mbarrier_init(empty + i, 1);
+      detail::mbarrier_init(empty + i, static_cast<std::uint32_t>(readers));
     }
     detail::mbarrier_init_fence();
   }

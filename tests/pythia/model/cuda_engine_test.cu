@@ -74,6 +74,35 @@ TEST_F(CudaEngineTest, RunThenNextEqualsNextAlone) {
   EXPECT_EQ(all[19], engine->next()[0]);
 }
 
+TEST_F(CudaEngineTest, ComputingAheadChangesNoToken) {
+  const int count = 15;
+  std::vector<EngineOptions> cases = kModes;
+  cases.push_back(kModes[3]);
+  cases.back().one_launch_decode = true;
+  for (EngineOptions options : cases) {
+    options.recent = 10;
+    options.heavy = 6;
+    options.max_tokens = static_cast<int>(golden_prompt().size()) + count - 1;
+    const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+    const Ids expected = host_test::generate(*engine, golden_prompt(), count);
+    for (const int taken : {1, 2, 5, count}) {  // a generation may end before what was expected
+      Ids tokens = engine->start({golden_prompt()}, {});
+      engine->expect_next(count - 1);
+      while (static_cast<int>(tokens.size()) < taken) tokens.push_back(engine->next()[0]);
+      EXPECT_EQ(tokens, Ids(expected.begin(), expected.begin() + taken));
+    }
+    // Expected fewer than asked for, and steps that run() takes over.
+    Ids tokens = engine->start({golden_prompt()}, {});
+    engine->expect_next(5);
+    for (int i = 0; i < 3; ++i) tokens.push_back(engine->next()[0]);
+    engine->run(6);
+    while (static_cast<int>(tokens.size()) < count - 6) tokens.push_back(engine->next()[0]);
+    Ids rest(expected.begin(), expected.begin() + 4);
+    rest.insert(rest.end(), expected.begin() + 10, expected.end());
+    EXPECT_EQ(tokens, rest);
+  }
+}
+
 TEST_F(CudaEngineTest, RaggedBatchEqualsEachSequenceAlone) {
   std::vector<Ids> prompts;  // plain text: its continuations have no near-ties
   const nlohmann::json cases = host_test::golden("tiny_neox_logits.json");
@@ -93,6 +122,7 @@ TEST_F(CudaEngineTest, RaggedBatchEqualsEachSequenceAlone) {
     const auto batched = cuda_test::engine(host_test::tiny_neox(), options);
     std::vector<Ids> together(prompts.size());
     Ids tokens = batched->start(prompts, {});
+    batched->expect_next(steps - 1);
     for (int step = 0; step < steps; ++step) {
       if (step > 0) tokens = batched->next();
       for (std::size_t b = 0; b < prompts.size(); ++b) together[b].push_back(tokens[b]);

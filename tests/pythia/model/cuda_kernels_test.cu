@@ -39,9 +39,12 @@ std::vector<float> oracle_layernorm(const std::vector<float>& x, std::size_t row
 
 TEST_F(PythiaKernels, LayerNormOfAnyWidthThroughTwoWeightsAndARowIndex) {
   std::mt19937 random(1);
-  for (const int hidden : {1, 7, 128, 160, 1001, 2560, 5120}) {
+  for (const int hidden : {1, 7, 128, 160, 1001, 1025, 2560, 5120, 5121, 8192}) {
     const int source_rows = 9;
-    const std::vector<std::int32_t> index = {8, 0, 3, 3};
+    std::vector<std::int32_t> index = {8, 0, 3, 3};
+    if (hidden == 160) {  // more rows than there are blocks
+      for (int i = 0; i < 1200; ++i) index.push_back(i % source_rows);
+    }
     const auto rows = static_cast<int>(index.size());
     const auto size = static_cast<std::size_t>(hidden);
     auto x = test::random_normal<float>(source_rows * size, 3.0f, random);
@@ -69,6 +72,11 @@ TEST_F(PythiaKernels, LayerNormOfAnyWidthThroughTwoWeightsAndARowIndex) {
       }
     }
   }
+}
+
+TEST_F(PythiaKernels, LayerNormRefusesRowsThatDoNotFitABlock) {
+  EXPECT_EQ(pythia::layernorm<__half>(nullptr, nullptr, 1, 8193, 1e-5f, {}, {}, stream),
+            cudaErrorInvalidValue);
 }
 
 TEST_F(PythiaKernels, EmbeddingCopiesRows) {
