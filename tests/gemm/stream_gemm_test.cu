@@ -36,8 +36,10 @@ class StreamGemmTest : public test::GemmFixture<Types> {
       const detail::weight_operand<std::int8_t> operand{w, scale, static_cast<int>(y.cols),
                                                         static_cast<int>(x.cols), w_ld};
       using Epilogue = std::decay_t<decltype(epilogue)>;
-      const detail::stream_launcher<T, Out, Epilogue> launcher{x,     operand, y, epilogue,
-                                                               early, this->stream};
+      const detail::stream_launcher<T, Out, Epilogue> launcher{
+          x,           operand, y,
+          epilogue,    early,   static_cast<detail::stream_counters*>(this->workspace().data),
+          this->stream};
       const auto run = [&](auto n_tiles) {
         const detail::stream_plan plan = detail::make_stream_plan(
             this->device.sm_count, operand.rows, operand.cols, n_tiles, least_cluster);
@@ -50,9 +52,9 @@ class StreamGemmTest : public test::GemmFixture<Types> {
     test::GemmFixture<Types>::check(shape, kind, generator, gemm);
   }
 };
-using Combinations = ::testing::Types<
-    std::tuple<__half, std::int8_t, __half>, std::tuple<__half, std::int8_t, float>,
-    std::tuple<__nv_bfloat16, std::int8_t, __nv_bfloat16>>;
+using Combinations = ::testing::Types<std::tuple<__half, std::int8_t, __half>,
+                                      std::tuple<__half, std::int8_t, float>,
+                                      std::tuple<__nv_bfloat16, std::int8_t, __nv_bfloat16>>;
 TYPED_TEST_SUITE(StreamGemmTest, Combinations);
 
 TYPED_TEST(StreamGemmTest, EverySizeOfClusterWithTailsInEveryDimension) {
@@ -118,8 +120,7 @@ TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
               this->device, matrix_view<const T>{from.data(), m, kSize, kSize},
               int8_weight_view{w.data(), scale.data(), kSize, kSize, kSize},
               matrix_view<T>{to.data(), m, kSize, kSize}, waterweight::identity_epilogue{},
-              this->workspace(), this->stream,
-              apart ? early_read::nothing : early_read::weights);
+              this->workspace(), this->stream, apart ? early_read::nothing : early_read::weights);
           if (status != cudaSuccess) return status;
           if (apart) EXPECT_CUDA(cudaStreamSynchronize(this->stream));
         }
@@ -127,10 +128,9 @@ TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
       };
       ASSERT_CUDA(links(true));
       const std::vector<T> expected = a.download();
-      this->run_eager_and_captured([&] { a.upload(start); }, [&] { return links(false); },
-                                   [&](int) {
-                                     EXPECT_TRUE(test::same_bits(expected, a.download()));
-                                   });
+      this->run_eager_and_captured(
+          [&] { a.upload(start); }, [&] { return links(false); },
+          [&](int) { EXPECT_TRUE(test::same_bits(expected, a.download())); });
     }
   }
 }

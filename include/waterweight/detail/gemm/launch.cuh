@@ -51,8 +51,10 @@ struct gemm_launcher {
     using launcher = stream_launcher<T, Out, Epilogue>;
     const stream_plan plan = make_stream_plan(device.sm_count, w.rows, w.cols, NTiles);
     if (plan.clusters == 0 || !launcher::present()) return cudaErrorInvalidDeviceFunction;
-    return launcher{x, w, y, epilogue, early == early_read::weights, stream}.template run<NTiles>(
-        plan);
+    return launcher{
+        x,     w, y, epilogue, early == early_read::weights, static_cast<stream_counters*>(ws.data),
+        stream}
+        .template run<NTiles>(plan);
   }
 
   template <int NTiles>
@@ -80,7 +82,7 @@ struct gemm_launcher {
         default_gemm_selector{}(device, x.rows, w.rows, copyable && w.cols % 16 == 0,
                                 is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
     if constexpr (is_quantized_v<Element>) {
-      if (kind == gemm_kind::gemv && may_stream(device)) {
+      if ((kind == gemm_kind::gemv || kind == gemm_kind::fixed_point) && may_stream(device)) {
         const cudaError_t status =
             x.rows <= 8 ? stream_weights<1>(device) : stream_weights<2>(device);
         if (status != cudaErrorInvalidDeviceFunction) return status;
@@ -117,8 +119,7 @@ cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
   if (!valid || !valid_workspace(ws, needed) || (needed > 0 && !is_aligned(ws.data, 16))) {
     return cudaErrorInvalidValue;
   }
-  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream, early}.run(
-      device);
+  return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream, early}.run(device);
 }
 
 }  // namespace detail

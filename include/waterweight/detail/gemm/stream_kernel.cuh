@@ -23,34 +23,24 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-#ifdef WW_LOG
-__device__ long long* g_log;
-#endif
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-
-#ifdef WW_LOG
-__device__ __forceinline__ void log_time(int event, int launch) {
-  long long t;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
-  long long* l = g_log;
-  if (l) l[(launch * 132 + blockIdx.x) * 8 + event] = t;
-}
-#define WW_T(e) log_time(e, plan.trigger >> 16)
-#else
-#define WW_T(e)
-#endif
 
 inline constexpr int kStreamMaxInboxes = 4;
 
 /// The block's mbarriers.
 struct stream_barriers {
-  std::uint64_t summed[kStreamBuffers];       ///< the warps' sums are there
-  std::uint64_t free[kStreamBuffers];         ///< and have been read
-  std::uint64_t received[kStreamMaxInboxes];  ///< the sums of all blocks are there
+  std::uint64_t summed[kStreamBuffers];                        ///< the warps' sums are there
+  std::uint64_t free[kStreamBuffers];                          ///< and have been read
+  std::uint64_t claimed[kStreamClaims];                        ///< a claim is there
+  std::uint64_t received[kStreamMaxInboxes];                   ///< the sums of all blocks are there
   std::uint64_t credit[kStreamMaxCluster][kStreamMaxInboxes];  ///< that block can take more
 
-  /// By one thread. `warps`: those that have sums.
+  /// By one warp, of which each lane has one claim's barrier. `warps`: those that have sums.
   __device__ __forceinline__ void init(int warps, int cluster) {
+    static_assert(kStreamClaims == 32, "a lane each");
+    mbarrier_init(claimed + threadIdx.x % 32, 1);
+    mbarrier_init_fence();
+    if (threadIdx.x % 32 != 0) return;
     for (int i = 0; i < kStreamBuffers; ++i) {
       mbarrier_init(summed + i, warps);
       mbarrier_init(free + i, 1);
@@ -65,27 +55,70 @@ struct stream_barriers {
   }
 };
 
-/// What of the product a block computes: tiles `cluster`, `cluster` + clusters, ... of the rows
-/// over K in [k_begin, k_begin + k_count).
+/// What of the product a block computes: groups of rows over K in [k_begin, k_begin + k_count).
 struct stream_share {
   int rank, cluster, clusters;
-  int groups;  ///< of rows that are multiplied together
   int k_begin, k_count;
+  bool claims;
+  int total;                        ///< groups there are; of its own where shares are equal
+  int row0, group_step, tile_step;  ///< rows: of group 0, from group to group, from tile to tile
 
-  __device__ __forceinline__ stream_share(const stream_plan& plan, int cols)
-      : rank(cluster_rank()), cluster(cluster_index()), clusters(plan.clusters) {
-    groups = (plan.tiles + (cluster < plan.longer ? kStreamTiles : kStreamTiles - 1)) / kStreamTiles;
+  __device__ __forceinline__ stream_share(const stream_plan& plan, int rows, int cols)
+      : rank(cluster_rank()),
+        cluster(cluster_index()),
+        clusters(plan.clusters),
+        claims(plan.claims) {
     k_begin = rank * plan.slab;
     k_count = min(plan.slab, cols - k_begin);
+    if (claims) {
+      total = (rows + kStreamGroup - 1) / kStreamGroup;
+      row0 = 0;
+      group_step = kStreamGroup;
+      tile_step = kStreamTile;
+    } else {
+      total =
+          (plan.tiles + (cluster < plan.longer ? kStreamTiles : kStreamTiles - 1)) / kStreamTiles;
+      row0 = cluster * kStreamTile;
+      group_step = clusters * kStreamGroup;
+      tile_step = clusters * kStreamTile;
+    }
   }
 
-  /// From a tile of this block to the next.
-  __device__ __forceinline__ int row_step() const { return clusters * kStreamTile; }
-  /// Row `row` of the q-th group; past the last tile it is no row of W.
-  __device__ __forceinline__ int channel(int q, int row) const {
-    return (cluster + (q * kStreamTiles + row / kStreamTile) * clusters) * kStreamTile +
-           row % kStreamTile;
+  /// Row `row` of a group; past the last tile it is no row of W.
+  __device__ __forceinline__ int channel(int group, int row) const {
+    return row0 + group * group_step + row / kStreamTile * tile_step + row % kStreamTile;
   }
+};
+
+/// The groups that a block takes, one after another: at or above share.total there is none, nor any
+/// after it. The first `known` are so from the start, or all of them; claims follow.
+class stream_schedule {
+ public:
+  __device__ __forceinline__ stream_schedule(const stream_share& share, int known,
+                                             std::uint64_t* claimed, const int* claim)
+      : share_(share), known_(known), claimed_(claimed), claim_(claim) {}
+
+  /// The i-th; i must not decrease from call to call.
+  __device__ __forceinline__ int operator()(int i) {
+    for (; at_ < i && group_ < share_.total; ++at_) group_ = read(at_ + 1);
+    return group_;
+  }
+
+  /// The same by itself: up to the first i for which there is none.
+  __device__ __forceinline__ int read(int i) const {
+    if (!share_.claims) return i;
+    if (i < known_) return share_.cluster + i * share_.clusters;
+    const int entry = (i - known_) % kStreamClaims;
+    mbarrier_wait(claimed_ + entry, (i - known_) / kStreamClaims & 1);
+    return *static_cast<const volatile int*>(claim_ + entry);
+  }
+
+ private:
+  const stream_share& share_;
+  int known_;
+  std::uint64_t* claimed_;
+  const int* claim_;
+  int at_ = -1, group_ = 0;
 };
 
 /// The bytes of `four` (q0 lowest) plus 128, times 2^-24, as pairs (q0, q2) and (q1, q3) of __half:
@@ -130,8 +163,8 @@ struct stream_sum_factor<__nv_bfloat16> {
   }
 };
 
-/// A token's activations of this warp times the power of 2 that takes the largest into [2^14, 2^15):
-/// all that is not smaller by 2^28 stays exact. NaN and infinity make the token NaN.
+/// A token's activations of this warp times the power of 2 that takes the largest into [2^14,
+/// 2^15): all that is not smaller by 2^28 stays exact. NaN and infinity make the token NaN.
 template <>
 struct stream_activation_scale<__nv_bfloat16> {
   float inverse;
@@ -164,8 +197,8 @@ struct stream_activation_scale<__nv_bfloat16> {
   }
   /// For the sums of tokens m and m + 1, which this lane has; lane 4 * m has the first's scale.
   __device__ __forceinline__ stream_sum_factor<__nv_bfloat16> factor_of(int m) const {
-    return {__shfl_sync(0xffffffffu, factor, 4 * m) |
-            __shfl_sync(0xffffffffu, factor, 4 * m + 4) << 16};
+    return {__shfl_sync(0xffffffffu, factor, 4 * m) | __shfl_sync(0xffffffffu, factor, 4 * m + 4)
+                                                          << 16};
   }
 };
 
@@ -178,45 +211,53 @@ class stream_warp {
   static constexpr int kPartBytes = kStreamGroup * kStreamPart;
   static constexpr int kPartChunks = kStreamPart / kStreamChunk;
   static constexpr int kChunks = kRowBytes / kStreamChunk;
-  static constexpr int kChains = NTiles == 1 ? 2 : 1;  ///< independent sums, for the latency of mma
+  static constexpr int kChains = 1;  ///< independent sums, for the latency of mma
 
   __device__ __forceinline__ stream_warp(const weight_operand<std::int8_t>& w,
                                          const stream_share& share, std::byte* ring)
-      : ring_(ring + warp() * kDepth * kPartBytes), row_step_(share.row_step()) {
-    const int row = share.channel(0, lane() / 8);
-    left_ = w.rows - row;
+      : part_(ring + warp() * kDepth * kPartBytes),
+        ld_(static_cast<int>(w.ld / 16)),
+        tile_step_(share.tile_step) {
+    const int row = share.row0 + lane() / 8, k = first_k() + lane() % 8 * 16;
     // Neighbouring rows lie in different halves of the banks.
     place_ = lane() / 8 * kStreamPart + (lane() % 8 ^ lane() / 8 % 2 * 4) * 16;
-    const int k = first_k() + lane() % 8 * 16;
-    source_ = w.data + row * w.ld + share.k_begin + k;
-    step_ = row_step_ * w.ld;
+    first_ = w.data + row * w.ld + share.k_begin + k;
+    rows_ = w.rows - row;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) present_[i] = k + kStreamPart * i < share.k_count;
   }
 
-  /// Asks for the next part of a group: with each instruction 128 bytes of the four rows of a tile.
+  /// What request() asks for parts of from now on: the group that begins `step` rows further than
+  /// group 0.
+  __device__ __forceinline__ void aim(int step) {
+    aimed_ = step;
+    left_ = rows_ - step;
+  }
+
+  /// Nothing more to ask for.
+  __device__ __forceinline__ void rest() { left_ = 0; }
+
+  /// Asks for a part of a group, in the place of the oldest one: with each instruction 128 bytes of
+  /// the four rows of a tile.
   template <int Part>
   __device__ __forceinline__ void request() {
     if (present_[Part]) {
-      std::byte* const target = ring_ + place_ + requested_;
 #pragma unroll
       for (int i = 0; i < kStreamTiles; ++i) {
-        if (i * row_step_ < left_) {
-          cp_async_16(target + i * kStreamTile * kStreamPart,
-                      source_ + i * step_ + Part * kStreamPart, 16);
+        if (i * tile_step_ < left_) {
+          cp_async_16(part_ + oldest_ + place_ + i * kStreamTile * kStreamPart,
+                      first_ + vectors(aimed_ + i * tile_step_) + Part * kStreamPart, 16);
         }
       }
     }
     cp_async_commit();
-    requested_ = after(requested_);
-    if constexpr (Part + 1 == kParts) {
-      left_ -= kStreamTiles * row_step_;
-      source_ += kStreamTiles * step_;
-    }
+    oldest_ = oldest_ + kPartBytes == kDepth * kPartBytes ? 0 : oldest_ + kPartBytes;
   }
 
-  /// Asks for as much as the ring holds.
-  __device__ __forceinline__ void begin() { request_from<0, 0>(); }
+  __device__ __forceinline__ void request_group() {
+    request<0>();
+    if constexpr (kParts > 1) request<1>();
+  }
 
   /// Loads this warp's activations: X must be final.
   __device__ __forceinline__ void load(const T* x, std::int64_t x_ld, int m_count,
@@ -269,8 +310,8 @@ class stream_warp {
     }
   }
 
-  /// Multiplies the next group and asks for as much again. What the ring holds beyond K meets zeros.
-  template <int Phase>
+  /// Multiplies the oldest group in the ring and asks for that aimed at in its place. What the ring
+  /// holds beyond K meets zeros.
   __device__ __forceinline__ void multiply() {
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
@@ -280,8 +321,8 @@ class stream_warp {
         if constexpr (kChains > 1) acc_[kChains - 1][j][e] = 0.0f;
       }
     }
-    multiply_part<0, Phase>();
-    if constexpr (kParts > 1) multiply_part<1, Phase>();
+    multiply_part<0>();
+    if constexpr (kParts > 1) multiply_part<1>();
   }
 
   /// The sums as floats [NTiles][16 rows][8 tokens].
@@ -307,38 +348,27 @@ class stream_warp {
   __device__ static __forceinline__ int group() { return lane() / 4; }
   __device__ static __forceinline__ int quad() { return lane() % 4; }
   __device__ static __forceinline__ int first_k() { return warp() * kRowBytes; }
-  __device__ static __forceinline__ int after(int place) {
-    return place + kPartBytes == kDepth * kPartBytes ? 0 : place + kPartBytes;
+  /// Bytes of `rows` rows: they start on multiples of 16.
+  __device__ __forceinline__ std::int64_t vectors(int rows) const {
+    return static_cast<std::int64_t>(static_cast<std::uint32_t>(rows * ld_)) * 16;
   }
 
-  template <int Part, int Count>
-  __device__ __forceinline__ void request_from() {
-    if constexpr (Count < kDepth) {
-      request<Part>();
-      request_from<(Part + 1) % kParts, Count + 1>();
-    }
-  }
-
-  /// Phase: which part of a group is asked for when its first part has been multiplied.
-  template <int Part, int Phase>
+  template <int Part>
   __device__ __forceinline__ void multiply_part() {
     cp_async_wait<kDepth - 1>();
     __syncwarp();
-    const std::byte* const first = ring_ + used_ + group() * kStreamPart;
-    uint4 low[kPartChunks], high[kPartChunks];
+    const std::byte* const first = part_ + oldest_ + group() * kStreamPart;
 #pragma unroll
     for (int c = 0; c < kPartChunks; ++c) {
       const std::byte* const row = first + (4 * c + quad() ^ group() % 2 * 4) * 16;
-      low[c] = *reinterpret_cast<const uint4*>(row);
-      high[c] = *reinterpret_cast<const uint4*>(row + 8 * kStreamPart);
-    }
-    __syncwarp();
-    used_ = after(used_);
-    request<(Part + Phase) % kParts>();
-#pragma unroll
-    for (int c = 0; c < kPartChunks; ++c) {
-      const std::uint32_t first_row[4] = {low[c].x, low[c].y, low[c].z, low[c].w};
-      const std::uint32_t second_row[4] = {high[c].x, high[c].y, high[c].z, high[c].w};
+      const uint4 low = *reinterpret_cast<const uint4*>(row);
+      const uint4 high = *reinterpret_cast<const uint4*>(row + 8 * kStreamPart);
+      if (c + 1 == kPartChunks) {
+        __syncwarp();
+        request<Part>();
+      }
+      const std::uint32_t first_row[4] = {low.x, low.y, low.z, low.w};
+      const std::uint32_t second_row[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         std::uint32_t a[4];
@@ -353,12 +383,13 @@ class stream_warp {
     }
   }
 
-  std::byte* ring_;
-  const std::int8_t* source_;
-  std::int64_t step_;
-  int row_step_, left_;          ///< rows from this lane's next one to the end of W
-  int place_;                    ///< of this lane in four rows of a part
-  int requested_ = 0, used_ = 0;  ///< next part of the ring, bytes
+  std::byte* part_;           ///< the warp's ring
+  const std::int8_t* first_;  ///< this lane's vector of group 0
+  int ld_, tile_step_;
+  int aimed_;        ///< rows from group 0 to the group aimed at
+  int rows_, left_;  ///< of W from there on
+  int place_;        ///< of this lane in four rows of a part
+  int oldest_ = 0;   ///< part of the ring, bytes
   bool present_[kParts];
   std::uint32_t x_[kChunks][NTiles][8];
   stream_sum_factor<T> factor_[NTiles];
@@ -376,8 +407,8 @@ __device__ __forceinline__ void stream_add(float4 (&sum)[NTiles], const float* f
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
       const float4 next = *reinterpret_cast<const float4*>(mine + (i * NTiles + j) * 128);
-      sum[j] = make_float4(sum[j].x + next.x, sum[j].y + next.y, sum[j].z + next.z,
-                           sum[j].w + next.w);
+      sum[j] =
+          make_float4(sum[j].x + next.x, sum[j].y + next.y, sum[j].z + next.z, sum[j].w + next.w);
     }
   }
 }
@@ -395,23 +426,25 @@ struct stream_output {
 
   /// Scales are asked for well ahead: they queue behind all the weights under way. `i` counts the
   /// groups that this warp finishes.
-  __device__ __forceinline__ void request_scales(int i, int q) {
-    const int lane = threadIdx.x % 32, n = share.channel(q, lane);
-    if (lane < kStreamGroup && n < w.rows) {
+  __device__ __forceinline__ void request_scales(int i, int group) {
+    const int lane = threadIdx.x % 32, n = share.channel(group, lane);
+    if (lane < kStreamGroup && group < share.total && n < w.rows) {
       cp_async_4(scales[i % kStreamScales] + lane, w.scale + n, true);
     }
     cp_async_commit();
   }
 
+  /// That of the i-th, with `Later` asked for since.
+  template <int Later>
   __device__ __forceinline__ float scale(int i) const {
-    cp_async_wait<kStreamScales - 1>();
+    cp_async_wait<Later>();
     __syncwarp();
     return scales[i % kStreamScales][threadIdx.x % 32 / 2];
   }
 
   template <int NTiles>
-  __device__ __forceinline__ void store(const float4 (&sum)[NTiles], float scale, int q) const {
-    const int lane = threadIdx.x % 32, n = share.channel(q, lane / 2);
+  __device__ __forceinline__ void store(const float4 (&sum)[NTiles], float scale, int group) const {
+    const int lane = threadIdx.x % 32, n = share.channel(group, lane / 2);
     if (n >= w.rows) return;
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
@@ -439,6 +472,66 @@ __device__ __forceinline__ void send(std::uint32_t target, std::uint32_t barrier
       "r"(barrier), "r"(rank), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
       : "memory");
 }
+/// The same for one word.
+__device__ __forceinline__ void send(std::uint32_t target, std::uint32_t barrier, int rank,
+                                     int value) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 array, barrier;\n"
+      "mapa.shared::cluster.u32 array, %0, %2;\n"
+      "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [array], %3, [barrier];\n"
+      "}\n" ::"r"(target),
+      "r"(barrier), "r"(rank), "r"(value)
+      : "memory");
+}
+
+/// Claims groups for a cluster: one thread of its first block.
+class stream_claimer {
+ public:
+  __device__ __forceinline__ stream_claimer(const stream_share& share, stream_counters* counters,
+                                            int known, int blocks, int* claim,
+                                            std::uint64_t* claimed)
+      : share_(share),
+        counters_(counters),
+        known_(known),
+        blocks_(blocks),
+        claim_(claim),
+        claimed_(claimed) {}
+
+  /// The first ones; earlier kernels must have ended.
+  __device__ __forceinline__ void begin() {
+    const int first = atomicAdd(&counters_->claimed, kStreamAhead);
+    for (int i = 0; i < kStreamAhead && !ended_; ++i) hand_out(first + i);
+    if (!ended_) next_ = atomicAdd(&counters_->claimed, 1);
+  }
+
+  /// Once for every group that has been multiplied: hands out what was asked for the last time.
+  __device__ __forceinline__ void advance() {
+    if (ended_) return;
+    hand_out(next_);
+    if (!ended_) next_ = atomicAdd(&counters_->claimed, 1);
+  }
+
+ private:
+  __device__ __forceinline__ void hand_out(int i) {
+    const int group = known_ * share_.clusters + i, entry = count_++ % kStreamClaims;
+    for (int rank = 0; rank < blocks_; ++rank) {
+      send(shared_address(claim_ + entry), shared_address(claimed_ + entry), rank, group);
+    }
+    if (group < share_.total) return;
+    ended_ = true;
+    if (atomicAdd(&counters_->ended, 1) == share_.clusters - 1) *counters_ = {0, 0};
+  }
+
+  const stream_share& share_;
+  stream_counters* counters_;
+  int known_, blocks_;
+  int* claim_;
+  std::uint64_t* claimed_;
+  int next_ = 0, count_ = 0;
+  bool ended_ = false;
+};
 
 #endif
 
@@ -448,79 +541,98 @@ __device__ __forceinline__ void send(std::uint32_t target, std::uint32_t barrier
 template <class T, class Out, class Epilogue, int NTiles>
 __global__ void __launch_bounds__(kStreamThreads, 2)
     stream_kernel(const T* x, std::int64_t x_ld, weight_operand<std::int8_t> w, Out* y,
-                  std::int64_t y_ld, int m_count, Epilogue epilogue, stream_plan plan, bool early) {
+                  std::int64_t y_ld, int m_count, Epilogue epilogue, stream_plan plan, bool early,
+                  stream_counters* counters) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr int kSums = stream_sums(NTiles);
+  constexpr int kSums = stream_sums(NTiles), kKnown = stream_depth_groups(NTiles);
+  constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float));
   using worker = stream_warp<T, NTiles>;
   extern __shared__ __align__(16) std::byte memory[];
   __shared__ __align__(8) stream_barriers barriers;
+  __shared__ int claim[kStreamClaims];
   __shared__ float scales[kStreamScales][kStreamGroup];
   float* const sums = reinterpret_cast<float*>(memory + stream_ring_bytes(NTiles));
   float* const inbox = sums + kStreamBuffers * kStreamWarps * kSums;
-  const stream_share share(plan, w.cols);
+  const stream_share share(plan, w.rows, w.cols);
+  stream_schedule schedule(share, kKnown, barriers.claimed, claim);
   const int warps = (share.k_count + worker::kRowBytes - 1) / worker::kRowBytes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
-  if (threadIdx.x == 0) WW_T(0);
   // Parameters come through a cache that is cold at every launch: not when they are first needed.
   asm volatile("" ::"l"(x), "l"(x_ld), "l"(y), "l"(y_ld), "r"(m_count), "r"(plan.inboxes),
-               "r"(plan.trigger));
+               "l"(counters));
   if (!early) wait_for_earlier_kernels();
   worker mine(w, share, memory);
   if (warp < warps) {
-    mine.begin();
-  } else if (warp == kStreamWarps && lane == 0) {
+    for (int i = 0; i < kKnown; ++i) {
+      mine.aim((share.claims ? share.cluster + i * share.clusters : i) * share.group_step);
+      mine.request_group();
+    }
+  } else if (warp == kStreamWarps) {
     barriers.init(warps, plan.cluster);
   }
   __syncthreads();
   if (plan.cluster > 1) cluster_arrive_relaxed();
 
   if (warp < warps) {
+    // The next kernel may start when there is no more to ask for: earlier, its blocks would compete
+    // for memory; later, blocks of this one may have ended and left room for two of them.
+    int groups = share.claims ? 1 << 30 : share.total;
     wait_for_earlier_kernels();
-    if (threadIdx.x == 0) WW_T(1);
-    // Not at once: blocks of the next kernel compete for memory. Not too late: a block that has
-    // ended leaves room for two of them.
-    const int trigger = share.groups - (plan.trigger & 0xffff);
-    if (trigger <= 0) launch_dependents();
+    if (groups <= kKnown) launch_dependents();
     mine.load(x, x_ld, m_count, share);
-    for (int q = 0; q < share.groups; ++q) {
-      if (q == trigger) {
-        launch_dependents();
-        if (threadIdx.x == 0) WW_T(2);
+    for (int q = 0; q < groups; ++q) {
+      const int ahead = q + kKnown;
+      if (ahead < groups) {
+        const int group = schedule.read(ahead);
+        mine.aim(group * share.group_step);
+        if (group >= share.total) groups = ahead;
       }
-      mine.template multiply<worker::kDepth % worker::kParts>();
-      if (threadIdx.x == 0 && q == 0) WW_T(3);
+      if (ahead >= groups) {
+        launch_dependents();
+        mine.rest();
+      }
+      mine.multiply();
       const int buffer = q % kStreamBuffers;
       mbarrier_wait(barriers.free + buffer, (q / kStreamBuffers & 1) ^ 1);
       mine.write_sums(sums + (buffer * kStreamWarps + warp) * kSums);
       __syncwarp();
       if (lane == 0) mbarrier_arrive(barriers.summed + buffer);
     }
-    if (threadIdx.x == 0) WW_T(4);
   } else if (warp >= kStreamWarps) {
     stream_output<Out, Epilogue> output{w, share, scales, y, y_ld, m_count, epilogue};
     const bool adds = warp == kStreamWarps, alone = plan.cluster == 1;
-    const int first = alone ? 0 : share.rank;
-    if (alone == adds) {
-      for (int i = 0; i < kStreamScales - 1; ++i) {
-        output.request_scales(i, first + i * plan.cluster);
-      }
-    }
+    // The blocks of a cluster finish groups in turn.
     if (!alone) cluster_wait();
     if (adds) {
-      for (int q = 0; q < share.groups; ++q) {
+      // Every claim of the next rounds may be sent.
+      mbarrier_arrive_expect(barriers.claimed + lane, 4);
+      stream_claimer claimer(share, counters, kKnown, plan.cluster, claim, barriers.claimed);
+      const bool claiming = share.claims && share.rank == 0 && lane == 0;
+      if (claiming) {
+        wait_for_earlier_kernels();
+        claimer.begin();
+      }
+      __syncwarp();
+      int group = schedule(0), next = schedule(1);
+      if (alone) {
+        output.request_scales(0, group);
+        output.request_scales(1, next);
+      }
+      for (int q = 0; group < share.total; ++q) {
         const int buffer = q % kStreamBuffers;
         mbarrier_wait(barriers.summed + buffer, q / kStreamBuffers & 1);
+        if (claiming) claimer.advance();
+        __syncwarp();
         float4 sum[NTiles] = {};
         stream_add(sum, sums + buffer * kStreamWarps * kSums, warps);
         __syncwarp();
         if (lane == 0) mbarrier_arrive(barriers.free + buffer);
         if (alone) {
-          output.request_scales(q + kStreamScales - 1, q + kStreamScales - 1);
+          output.request_scales(q + 2, schedule(q + 2));
           if (q == 0) wait_for_earlier_kernels();
-          output.store(sum, output.scale(q), q);
+          output.store(sum, output.template scale<2>(q), group);
         } else {
-          // The blocks of the cluster finish groups in turn.
           const int owner = q % plan.cluster, use = q / plan.cluster;
           const int box = use % plan.inboxes;
           if (use >= plan.inboxes) {
@@ -533,32 +645,42 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
                  sum[j]);
           }
         }
+        // This claim has been read; its place is free for the one that comes a round later.
+        if (q >= kKnown && lane == 0) {
+          mbarrier_arrive_expect(barriers.claimed + (q - kKnown) % kStreamClaims, 4);
+        }
+        group = next;
+        next = schedule(q + 2);
       }
     } else if (!alone) {
       wait_for_earlier_kernels();
-      int i = 0;
-      for (int q = first; q < share.groups; q += plan.cluster, ++i) {
+      int group = schedule(share.rank);
+      output.request_scales(0, group);
+      for (int i = 0; group < share.total; ++i) {
         const int box = i % plan.inboxes;
-        if (lane == 0) {
-          mbarrier_arrive_expect(barriers.received + box,
-                                 plan.cluster * kSums * static_cast<int>(sizeof(float)));
-        }
-        output.request_scales(i + kStreamScales - 1, q + (kStreamScales - 1) * plan.cluster);
-        __syncwarp();
+        if (lane == 0) mbarrier_arrive_expect(barriers.received + box, plan.cluster * kSumBytes);
+        const int next = schedule(share.rank + (i + 1) * plan.cluster);
+        output.request_scales(i + 1, next);
         mbarrier_wait(barriers.received + box, i / plan.inboxes & 1);
         float4 sum[NTiles] = {};
         stream_add(sum, inbox + box * plan.cluster * kSums, plan.cluster);
         __syncwarp();
-        // Whoever will not send again may have ended.
-        if (lane < plan.cluster && q + plan.inboxes * plan.cluster < share.groups) {
+        if (lane < plan.cluster) {
           mbarrier_arrive_at(shared_address(&barriers.credit[share.rank][box]), lane);
         }
-        output.store(sum, output.scale(i), q);
+        __syncwarp();
+        output.store(sum, output.template scale<1>(i), group);
+        group = next;
       }
     }
-    if (lane == 0 && adds) WW_T(5);
   }
-  if (plan.cluster > 1 && warp < kStreamWarps) cluster_wait();
+  if (plan.cluster > 1) {
+    __syncwarp();
+    // Blocks must not end while others may write to their shared memory.
+    if (warp < kStreamWarps) cluster_wait();
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
 #endif
 }
 

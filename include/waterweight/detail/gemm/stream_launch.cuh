@@ -13,7 +13,8 @@ struct stream_launcher {
   weight_operand<std::int8_t> w;
   matrix_view<Out> y;
   Epilogue epilogue;
-  bool early;  ///< the kernel before writes neither weights nor scales
+  bool early;                 ///< the kernel before writes neither weights nor scales
+  stream_counters* counters;  ///< needed by plans that claim
   cudaStream_t stream;
 
   /// Whether the device runs code that was compiled for sm_90 or newer.
@@ -25,7 +26,7 @@ struct stream_launcher {
                   dim3(static_cast<unsigned>(plan.cluster * plan.clusters)), kStreamThreads,
                   static_cast<std::size_t>(plan.shared_bytes(NTiles)),
                   launch_options{plan.cluster, true}, stream, x.data, x.ld, w, y.data, y.ld,
-                  static_cast<int>(x.rows), epilogue, plan, early);
+                  static_cast<int>(x.rows), epilogue, plan, early, counters);
   }
 };
 

@@ -1,5 +1,5 @@
-// How the streaming kernel (stream_kernel.cuh) cuts a product with few tokens, and what a block takes
-// of shared memory.
+// How the streaming kernel (stream_kernel.cuh) cuts a product with few tokens, and what a block
+// takes of shared memory.
 #pragma once
 
 #include <waterweight/types.hpp>
@@ -17,6 +17,8 @@ inline constexpr int kStreamPart = 128;      ///< bytes of each row of a group r
 inline constexpr int kStreamMaxCluster = 8;  ///< a portable cluster
 inline constexpr int kStreamBuffers = 2;     ///< of sums on their way from the warps
 inline constexpr int kStreamScales = 4;      ///< groups whose scales are there or on their way
+inline constexpr int kStreamAhead = 3;       ///< groups claimed before there is room for them
+inline constexpr int kStreamClaims = 32;     ///< claims that a block remembers
 
 /// Chunks of K whose activations a warp keeps in registers, with up to 8 * n_tiles tokens.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int n_tiles) { return 4 / n_tiles; }
@@ -28,17 +30,10 @@ WATERWEIGHT_HOST_DEVICE constexpr int stream_row_bytes(int n_tiles) {
 
 /// Parts of groups that a warp has under way or waiting. Two blocks fit on an SM of 228 KiB: one
 /// computes while the next kernel's first weights arrive.
-#ifndef WW_IDLE
-#define WW_IDLE 4
-#endif
-#ifndef WW_DEPTH1
-#define WW_DEPTH1 4
-#endif
-#ifndef WW_DEPTH2
-#define WW_DEPTH2 4
-#endif
-WATERWEIGHT_HOST_DEVICE constexpr int stream_depth(int n_tiles) {
-  return n_tiles == 1 ? WW_DEPTH1 : WW_DEPTH2;
+WATERWEIGHT_HOST_DEVICE constexpr int stream_depth(int) { return 4; }
+/// The same in whole groups.
+WATERWEIGHT_HOST_DEVICE constexpr int stream_depth_groups(int n_tiles) {
+  return stream_depth(n_tiles) * kStreamPart / stream_row_bytes(n_tiles);
 }
 WATERWEIGHT_HOST_DEVICE constexpr int stream_ring_bytes(int n_tiles) {
   return kStreamWarps * stream_depth(n_tiles) * kStreamGroup * kStreamPart;
@@ -47,7 +42,9 @@ WATERWEIGHT_HOST_DEVICE constexpr int stream_ring_bytes(int n_tiles) {
 /// Floats in the sums of one group of rows.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_sums(int n_tiles) { return n_tiles * 128; }
 
-/// A cluster owns tiles of rows, its blocks a slab of K each.
+/// Blocks of a cluster have a slab of K each. Clusters take groups of rows as they get to them, but
+/// for the first ones, or, where there are few, equal shares: a group's tiles then lie apart, and
+/// shares differ by no more than a tile.
 struct stream_plan {
   int cluster;   ///< blocks that split K
   int clusters;  ///< of the grid
@@ -55,7 +52,7 @@ struct stream_plan {
   int tiles;     ///< of rows that each cluster has
   int longer;    ///< clusters that have one more, the first ones
   int inboxes;   ///< groups whose sums a block can take from the others of its cluster
-  int trigger;   ///< groups of rows left when the next kernel may start
+  bool claims;   ///< groups are taken, tiles and longer mean nothing
 
   /// The ring, sums of the block's warps, then those that blocks of the cluster send.
   WATERWEIGHT_HOST_DEVICE constexpr int shared_bytes(int n_tiles) const {
@@ -63,6 +60,12 @@ struct stream_plan {
            (kStreamBuffers * kStreamWarps + (cluster > 1 ? inboxes * cluster : 0)) *
                stream_sums(n_tiles) * static_cast<int>(sizeof(float));
   }
+};
+
+/// What clusters count in, zero between kernels.
+struct alignas(16) stream_counters {
+  int claimed;  ///< groups beyond the known ones
+  int ended;    ///< clusters that found none left
 };
 
 /// Hopper's barriers and dependent launches, and shared memory for two blocks on an SM.
@@ -84,7 +87,8 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t n, std::int64_t k, 
 
   const std::int64_t tiles = (n + kStreamTile - 1) / kStreamTile;
   // A cluster stays inside a GPC, so that large ones leave SMs idle, and all must run at once.
-  const std::int64_t most_clusters = cluster <= 2 || sms <= 16 ? sms / cluster : (sms - WW_IDLE) / cluster;
+  const std::int64_t most_clusters =
+      cluster <= 2 || sms <= 16 ? sms / cluster : (sms - 12) / cluster;
   const std::int64_t each = (tiles + most_clusters - 1) / most_clusters;
   const std::int64_t clusters = (tiles + each - 1) / each;
   return {static_cast<int>(cluster),
@@ -93,7 +97,8 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t n, std::int64_t k, 
           static_cast<int>(tiles / clusters),
           static_cast<int>(tiles % clusters),
           cluster > 4 ? 2 : static_cast<int>(8 / cluster),
-          0};
+          (n + kStreamGroup - 1) / kStreamGroup >=
+              clusters * (stream_depth_groups(n_tiles) + kStreamAhead + 1)};
 }
 
 }  // namespace detail

@@ -1,6 +1,7 @@
 // When the wgmma kernel is used, with which tile, and what it needs of the workspace.
 #pragma once
 
+#include <waterweight/detail/gemm/stream_plan.cuh>
 #include <waterweight/detail/gemm/wgmma_parts.cuh>
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
 
@@ -22,7 +23,8 @@ constexpr bool may_use_wgmma(const device_info& device, std::int64_t m) {
 }
 
 constexpr std::size_t gemm_workspace_bytes(const device_info& device, std::int64_t m) {
-  return may_use_wgmma(device, m) ? wgmma_workspace_bytes(device.sm_count + 1) : 0;
+  if (may_use_wgmma(device, m)) return wgmma_workspace_bytes(device.sm_count + 1);
+  return may_stream(device) ? sizeof(stream_counters) : 0;
 }
 
 /// What a tile took on H200, in nanoseconds.
