@@ -56,7 +56,8 @@ class GemmProblem {
     const waterweight::identity_epilogue epilogue;
     if (kind == WeightKind::int8) {
       const waterweight::int8_weight_view w{w8_[i], scale_.data(), n, k, k};
-      return waterweight::w8a16_gemm(session.device, x, w, y, epilogue, ws, session.stream);
+      return waterweight::w8a16_gemm(session.device, x, w, y, epilogue, ws, session.stream,
+                                     waterweight::early_read::weights);
     }
     const waterweight::matrix_view<const T> w{w16_[i], n, k, k};
     return waterweight::w16a16_gemm(session.device, x, w, y, epilogue, ws, session.stream);

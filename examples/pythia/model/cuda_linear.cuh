@@ -19,7 +19,8 @@ struct LaunchContext {
   cudaStream_t stream = nullptr;
 };
 
-/// y[rows, n] = epilogue(x[rows, k] W^T). x and y are contiguous. Throws Error.
+/// y[rows, n] = epilogue(x[rows, k] W^T). x and y are contiguous. The kernel ahead must not write the
+/// weights: none but the quantizer does. Throws Error.
 template <class T, class Out, class Epilogue>
 void apply_linear(const LaunchContext& launch, const CudaLinear<T>& linear, const T* x, int rows,
                   Out* y, Epilogue epilogue) {
@@ -27,7 +28,8 @@ void apply_linear(const LaunchContext& launch, const CudaLinear<T>& linear, cons
   const waterweight::matrix_view<Out> output{y, rows, linear.n, linear.n};
   if (linear.quantized != nullptr) {
     check_cuda(waterweight::w8a16_gemm(launch.device, input, linear.int8_view(), output, epilogue,
-                                       launch.workspace, launch.stream),
+                                       launch.workspace, launch.stream,
+                                       waterweight::early_read::weights),
                "w8a16_gemm");
   } else {
     check_cuda(waterweight::w16a16_gemm(launch.device, input, linear.view(), output, epilogue,

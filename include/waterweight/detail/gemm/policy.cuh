@@ -34,7 +34,8 @@ inline constexpr tiled_gemm_policy kSmallTile{64, 64, 64, 4, 2, 2};
 
 enum class gemm_kind { fixed_point, gemv, small_tile, large_tile };
 
-/// The default choice. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
+/// The default choice, except that the streaming kernel (stream_kernel.cuh) takes INT8 weights in
+/// place of fixed_point and gemv where it runs. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
 /// `integer`: INT8 weights and a K that the integer kernel takes. Against cuBLAS FP16 on H200
 /// (gemm_bench, geometric mean of Pythia-2.8B's shapes) it reaches 1.42 at M = 1 but 1.22 with two
 /// tokens; the converting GEMV reaches 1.33 at M = 4.
