@@ -12,10 +12,10 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
 /// Y[m, n] = epilogue(scale[n] * sum_k X[m, k] * Wq[n, k], m, n), summed in fp32.
 /// Up to 16 aligned tokens on compute capability 9.0 take a kernel that turns bf16 activations into
-/// __half, up to 256 neighbours by one power of 2: exactly, but for those below 2^-28 of the largest.
-/// Elsewhere one aligned token takes integer tensor cores: X is rounded to 24-bit fixed point of its
-/// largest |x|, in steps of at least 2^-126, and the sum is exact (device/fixed_point.cuh). In either
-/// case a token with a NaN or an infinity is NaN throughout.
+/// __half, up to 256 neighbours by one power of 2: exactly, but for those below 2^-28 of the
+/// largest. Elsewhere one aligned token takes integer tensor cores: X is rounded to 24-bit fixed
+/// point of its largest |x|, in steps of at least 2^-126, and the sum is exact
+/// (device/fixed_point.cuh). In either case a token with a NaN or an infinity is NaN throughout.
 ///
 /// X: __half or __nv_bfloat16 (possibly const). Out: the same type or float.
 /// x: [M, K], y: [M, N], w: [N, K] INT8 and scale[N]; all row-major, any leading dimension >= the

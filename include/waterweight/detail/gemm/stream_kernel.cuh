@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
     if (!alone) cluster_wait();
     if (adds) {
       // Every claim of the next rounds may be sent.
-      mbarrier_arrive_expect(barriers.claimed + lane, 4);
+      if (share.claims) mbarrier_arrive_expect(barriers.claimed + lane, 4);
       stream_claimer claimer(share, counters, kKnown, plan.cluster, claim, barriers.claimed);
       const bool claiming = share.claims && share.rank == 0 && lane == 0;
       if (claiming) {
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
           }
         }
         // This claim has been read; its place is free for the one that comes a round later.
-        if (q >= kKnown && lane == 0) {
+        if (share.claims && q >= kKnown && lane == 0) {
           mbarrier_arrive_expect(barriers.claimed + (q - kKnown) % kStreamClaims, 4);
         }
         group = next;
