@@ -6,6 +6,7 @@
 namespace {
 
 namespace detail = waterweight::detail;
+using detail::tiled_plan;
 using detail::tiled_tile;
 using waterweight::matrix_view;
 
@@ -33,14 +34,18 @@ class TiledGemmTest : public test::GemmFixture<Types> {
   }
 
   /// Rows start on 16-byte boundaries: K and the pads must see to it.
-  void check(const test::Shape& shape, test::Kind kind, tiled_tile tile, std::mt19937& generator) {
-    SCOPED_TRACE(::testing::Message() << "tile " << static_cast<int>(tile));
-    if (detail::tiled_policy_of(tile, sizeof(Element)).shared_bytes(sizeof(Element)) >
+  void check(const test::Shape& shape, test::Kind kind, tiled_plan plan, std::mt19937& generator) {
+    SCOPED_TRACE(::testing::Message()
+                 << "tile " << static_cast<int>(plan.tile) << (plan.shared ? " shared" : ""));
+    if (detail::tiled_policy_of(plan.tile, sizeof(Element)).shared_bytes(sizeof(Element)) >
         this->device.max_shared_bytes) {
       return;
     }
-    check(shape, kind, generator, [&](const auto& launcher) { return launcher.run(tile); });
+    check(shape, kind, generator,
+          [&](const auto& launcher) { return launcher.run(this->device, plan); });
   }
+
+  static test::Kind kind(int i) { return i % 2 == 0 ? test::Kind::bias : test::Kind::residual; }
 };
 using Combinations = ::testing::Types<
     std::tuple<__half, std::int8_t, __half>, std::tuple<__nv_bfloat16, std::int8_t, float>,
@@ -51,10 +56,10 @@ TYPED_TEST(TiledGemmTest, EveryTileWithTailsInEveryDimension) {
   std::mt19937 generator(31);
   int i = 0;
   for (tiled_tile tile : kTiles) {
-    this->check({150, 405, 200, 24, 24, 0}, static_cast<test::Kind>(i++ % 5), tile, generator);
-    this->check({17, 130, 72, 8, 8, 1}, static_cast<test::Kind>(i++ % 5), tile, generator);
-    this->check({129, 400, 336, 0, 0, 8}, static_cast<test::Kind>(i++ % 5), tile, generator);
-    this->check({1, 1, 16, 0, 0, 0}, static_cast<test::Kind>(i++ % 5), tile, generator);
+    this->check({150, 405, 200, 24, 24, 0}, this->kind(i++), {tile, false}, generator);
+    this->check({17, 130, 72, 8, 8, 1}, this->kind(i++), {tile, false}, generator);
+    this->check({129, 400, 336, 0, 0, 8}, this->kind(i++), {tile, false}, generator);
+    this->check({1, 1, 16, 0, 0, 0}, this->kind(i++), {tile, false}, generator);
   }
 }
 
@@ -63,8 +68,7 @@ TYPED_TEST(TiledGemmTest, EveryLengthOfTheLastStepOfK) {
   int i = 0;
   for (int k = 1; k <= 130; k += 7) {
     const int pad = (16 - k % 16) % 16;
-    this->check({70, 40, k, pad, pad, 2}, static_cast<test::Kind>(i % 5), kTiles[i % 3],
-                generator);
+    this->check({70, 40, k, pad, pad, 2}, this->kind(i), {kTiles[i % 3], false}, generator);
     ++i;
   }
 }
@@ -72,7 +76,21 @@ TYPED_TEST(TiledGemmTest, EveryLengthOfTheLastStepOfK) {
 TYPED_TEST(TiledGemmTest, MoreTilesOfRowsThanAGroupHas) {
   std::mt19937 generator(33);
   for (tiled_tile tile : kTiles) {
-    this->check({2100, 70, 32, 0, 0, 0}, test::Kind::bias, tile, generator);
+    this->check({2100, 70, 32, 0, 0, 0}, test::Kind::bias, {tile, false}, generator);
+  }
+}
+
+TYPED_TEST(TiledGemmTest, PersistentBlocksTakeManyTilesAndShareTheLast) {
+  std::mt19937 generator(35);
+  // Few blocks have whole tiles, shared ones, and tiles of which three blocks and more have a part.
+  for (int blocks : {1, 2, 5, 14}) {
+    this->device.sm_count = blocks;
+    for (bool shared : {false, true}) {
+      this->check({300, 600, 208, 0, 0, 0}, test::Kind::bias, {tiled_tile::m128_n256, shared},
+                  generator);
+      this->check({100, 300, 1104, 0, 0, 1}, test::Kind::residual, {tiled_tile::m128_n256, shared},
+                  generator);
+    }
   }
 }
 
@@ -86,9 +104,8 @@ TYPED_TEST(TiledGemmTest, RowsThatStartAnywhere) {
                             test::random_int(0, 9, generator),
                             test::random_int(0, 9, generator),
                             test::random_int(0, 3, generator)};
-    this->check(shape, static_cast<test::Kind>(i++ % 5), generator, [](const auto& launcher) {
-      return launcher.template run<tiled_tile::m64_n64, false>();
-    });
+    this->check(shape, this->kind(i++), generator,
+                [](const auto& launcher) { return launcher.run_unaligned(); });
   }
 }
 

@@ -1,4 +1,5 @@
-// Host side of w8a16_gemm and w16a16_gemm: checks, the choice of a kernel, the launch.
+// Host side of w8a16_gemm and w16a16_gemm: checks, the choice of a kernel, the
+// launch.
 #pragma once
 
 #include <algorithm>
@@ -65,10 +66,10 @@ struct gemm_launcher {
       const cudaError_t status = wgmma(device, plan);
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }
-    const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, stream};
-    // Unaligned rows are rare: one tile shape serves them all.
-    if (!copyable) return tiled.template run<tiled_tile::m64_n64, false>();
-    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element)));
+    const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, ws.data, stream};
+    if (!copyable) return tiled.run_unaligned();
+    return tiled.run(device, default_tiled_selector{}(device, x.rows, w.rows, w.cols,
+                                                      static_cast<int>(sizeof(Element))));
   }
 };
 

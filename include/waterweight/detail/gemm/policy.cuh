@@ -20,6 +20,7 @@ struct tiled_policy {
   int warps_n;
   int stages;
   int blocks_per_sm;  ///< for which registers are to leave room
+  bool persistent;    ///< blocks take tile after tile, and may share the last ones
 
   WATERWEIGHT_HOST_DEVICE constexpr int threads() const { return 32 * warps_m * warps_n; }
   WATERWEIGHT_HOST_DEVICE constexpr int stage_bytes(int element_bytes) const {
@@ -30,24 +31,34 @@ struct tiled_policy {
   }
 };
 
-/// For INT8 weights (element_bytes 1) warps are narrow: each converts 32 rows of W for all of the
-/// block's rows of X, because the mma unit waits a cycle for nearly every other instruction. For
-/// 16-bit weights they are square, which takes the fewest loads from shared memory.
+/// For INT8 weights (element_bytes 1) warps are narrow: each converts 32 rows
+/// of W for all of the block's rows of X, because the mma unit waits a cycle
+/// for nearly every other instruction. For 16-bit weights they are square,
+/// which takes the fewest loads from shared memory.
 WATERWEIGHT_HOST_DEVICE constexpr tiled_policy tiled_policy_of(tiled_tile tile, int element_bytes) {
   const bool int8 = element_bytes == 1;
   switch (tile) {
     case tiled_tile::m64_n64:
-      return {64, 64, 2, 2, 4, 3};
+      return {64, 64, 2, 2, 4, 3, false};
     case tiled_tile::m128_n128:
-      return int8 ? tiled_policy{128, 128, 1, 4, 4, 2} : tiled_policy{128, 128, 2, 2, 3, 2};
+      return int8 ? tiled_policy{128, 128, 1, 4, 4, 2, false}
+                  : tiled_policy{128, 128, 2, 2, 3, 2, false};
     default:
-      return int8 ? tiled_policy{128, 256, 1, 8, 4, 1} : tiled_policy{128, 256, 2, 4, 3, 1};
+      return int8 ? tiled_policy{128, 256, 1, 8, 4, 1, true}
+                  : tiled_policy{128, 256, 2, 4, 3, 1, true};
   }
 }
 
-/// The default choice: of the tiles that fit into shared memory the one that should take the least
-/// time, by what tiles took on H200 (compute_80 code, INT8 weights; 16-bit ones change all of them
-/// alike): the SM with the most of them takes one after the other.
+/// How a product is cut. shared: blocks share the tiles of the last rounds
+/// (tiled_schedule).
+struct tiled_plan {
+  tiled_tile tile;
+  bool shared;
+};
+
+/// The default choice: of the plans whose tile fits into shared memory the one
+/// that should take the least time, by what tiles took on H200 (compute_80
+/// code, INT8 weights; 16-bit ones change all of them alike).
 struct default_tiled_selector {
   struct tile_time {
     std::int64_t block;  ///< nanoseconds for kTiledBlockK of K
@@ -63,27 +74,32 @@ struct default_tiled_selector {
         return {1100, 3000};
     }
   }
+  static constexpr std::int64_t kShared = 14000;  ///< sums through the workspace
 
   static constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b;
   }
 
-  static constexpr std::int64_t time(tiled_tile tile, int sms, std::int64_t m, std::int64_t n,
+  static constexpr std::int64_t time(tiled_plan plan, int sms, std::int64_t m, std::int64_t n,
                                      std::int64_t k) {
-    const tiled_policy p = tiled_policy_of(tile, 1);
-    const tile_time t = time_of(tile);
+    const tiled_policy p = tiled_policy_of(plan.tile, 1);
+    const tile_time t = time_of(plan.tile);
     const std::int64_t tiles = divide_up(m, p.block_m) * divide_up(n, p.block_n);
-    return divide_up(tiles, sms) * (divide_up(k, kTiledBlockK) * t.block + t.fixed);
+    const std::int64_t one = divide_up(k, kTiledBlockK) * t.block + t.fixed;
+    // The SM with the most tiles takes one after the other.
+    return plan.shared ? tiles * one / sms + kShared : divide_up(tiles, sms) * one;
   }
 
-  constexpr tiled_tile operator()(const device_info& device, std::int64_t m, std::int64_t n,
+  constexpr tiled_plan operator()(const device_info& device, std::int64_t m, std::int64_t n,
                                   std::int64_t k, int element_bytes) const {
-    tiled_tile best = tiled_tile::m64_n64;
-    for (tiled_tile tile : {tiled_tile::m128_n128, tiled_tile::m128_n256}) {
-      const bool fits = tiled_policy_of(tile, element_bytes).shared_bytes(element_bytes) <=
+    tiled_plan best{tiled_tile::m64_n64, false};
+    for (const tiled_plan plan :
+         {tiled_plan{tiled_tile::m128_n128, false}, tiled_plan{tiled_tile::m128_n256, false},
+          tiled_plan{tiled_tile::m128_n256, true}}) {
+      const bool fits = tiled_policy_of(plan.tile, element_bytes).shared_bytes(element_bytes) <=
                         device.max_shared_bytes;
-      if (fits && time(tile, device.sm_count, m, n, k) < time(best, device.sm_count, m, n, k)) {
-        best = tile;
+      if (fits && time(plan, device.sm_count, m, n, k) < time(best, device.sm_count, m, n, k)) {
+        best = plan;
       }
     }
     return best;
@@ -92,10 +108,11 @@ struct default_tiled_selector {
 
 enum class gemm_kind { fixed_point, gemv, tiled };
 
-/// The default choice. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
-/// `integer`: INT8 weights and a K that the integer kernel takes. Against cuBLAS FP16 on H200
-/// (gemm_bench, geometric mean of Pythia-2.8B's shapes) it reaches 1.42 at M = 1 but 1.22 with two
-/// tokens; the converting GEMV reaches 1.33 at M = 4.
+/// The default choice. `aligned`: rows of X and W start on 16-byte boundaries
+/// and K % 16 == 0. `integer`: INT8 weights and a K that the integer kernel
+/// takes. Against cuBLAS FP16 on H200 (gemm_bench, geometric mean of
+/// Pythia-2.8B's shapes) it reaches 1.42 at M = 1 but 1.22 with two tokens; the
+/// converting GEMV reaches 1.33 at M = 4.
 struct default_gemm_selector {
   constexpr gemm_kind operator()(std::int64_t m, bool aligned, bool integer) const {
     if (m == 1 && aligned && integer) return gemm_kind::fixed_point;

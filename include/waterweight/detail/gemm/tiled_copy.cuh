@@ -6,12 +6,14 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-/// One thread's part in copying [Rows, 64] elements, tile after tile along K, to the places that
-/// `Places` names. Rows behind the last one are left as they are: what is computed from them is not
-/// stored. Aligned: rows start on 16-byte boundaries, so the copies are asynchronous.
+/// One thread's part in copying [Rows, 64] elements, tile after tile along K,
+/// to the places that `Places` names. Rows behind the last one are left as they
+/// are: what is computed from them is not stored. Aligned: rows start on
+/// 16-byte boundaries, so the copies are asynchronous.
 ///
-/// The first tile is the incomplete one, if there is any: the end of K, filled up with zeros. All
-/// others are whole, so that nothing needs to be said about their size.
+/// Tile 0 is the incomplete one, if there is any: the end of K, filled up with
+/// zeros. All others are whole, so that nothing needs to be said about their
+/// size.
 template <class Places, class Element, int Rows, int Threads, bool Aligned>
 class tile_copier {
   static constexpr int kElements = 16 / static_cast<int>(sizeof(Element));  ///< of a vector
@@ -32,22 +34,23 @@ class tile_copier {
     cols_ = cols;
   }
 
-  /// Copies the first tile and turns to the second. `more`: there is one; else the copies to come
-  /// do nothing.
-  __device__ __forceinline__ void copy_first(std::byte* tile, bool more) {
-    const int begin = (cols_ - 1) / kTiledBlockK * kTiledBlockK;
+  /// Copies tile `index` and turns to the next. `more`: there is one; else the
+  /// copies to come do nothing.
+  __device__ __forceinline__ void copy_first(int index, std::byte* tile, bool more) {
+    const int begin = (index == 0 ? (cols_ - 1) / kTiledBlockK : index - 1) * kTiledBlockK;
     const int vector = threadIdx.x % kRowVectors;
     const int count = min(max(cols_ - begin - vector * kElements, 0), kElements);
+    const Element* const first = source_;
     // With nothing left the pointer must still be one that exists.
-    const std::int64_t offset = count > 0 ? begin : -vector * kElements;
-    source_ += offset;
+    source_ += count > 0 ? begin : -vector * kElements;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) copy(i, tile, count);
-    source_ -= offset + kCopies * row_step_;
+    source_ = first + std::int64_t{index} * kTiledBlockK;
     if (!more) rows_left_ = 0;
   }
 
-  /// Copy i of the tile at hand, one after the other; i is known to the compiler.
+  /// Copy i of the tile at hand, one after the other; i is known to the
+  /// compiler.
   __device__ __forceinline__ void copy(int i, std::byte* tile) { copy(i, tile, kElements); }
 
   /// On to the next tile, if there are more.

@@ -1,16 +1,19 @@
-// The mma.sync GEMM for many rows: a cp.async pipeline through shared memory; a warp reads its
-// fragments ahead of their mma, and converts INT8 weights between those of the step before.
+// The mma.sync GEMM for many rows: a cp.async pipeline through shared memory; a
+// warp reads its fragments ahead of their mma, and converts INT8 weights
+// between those of the step before.
 #pragma once
 
 #include <waterweight/detail/gemm/tiled_copy.cuh>
 #include <waterweight/detail/gemm/tiled_fragments.cuh>
 #include <waterweight/detail/gemm/tiled_output.cuh>
+#include <waterweight/detail/gemm/tiled_schedule.cuh>
+#include <waterweight/detail/gemm/wgmma_parts.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-/// Blocks that run together share rows of X and of W: tiles of rows of X vary first, in groups
-/// whose X the L2 can hold.
+/// Blocks that run together share rows of X and of W: tiles of rows of X vary
+/// first, in groups whose X the L2 can hold.
 struct tiled_place {
   static constexpr int kGroup = 16;
   int m, n;  ///< in tiles
@@ -46,11 +49,11 @@ class tiled_block {
         x_read_(threadIdx.x / 32 % P.warps_m * kWarpM),
         w_read_(threadIdx.x / 32 / P.warps_m * 8 * kOwn) {}
 
-  /// acc += the products over K in `tiles` tiles.
-  __device__ __forceinline__ void multiply(sums& acc, int tiles) {
-    left_ = tiles - 1;
-    x_copy_.copy_first(x_tile(0), left_ > 0);
-    w_copy_.copy_first(w_tile(0), left_ > 0);
+  /// acc += the products over tiles [begin, end) of K.
+  __device__ __forceinline__ void multiply(sums& acc, int begin, int end) {
+    left_ = end - begin - 1;
+    x_copy_.copy_first(begin, x_tile(0), left_ > 0);
+    w_copy_.copy_first(begin, w_tile(0), left_ > 0);
     cp_async_commit();
 #pragma unroll
     for (int stage = 1; stage < P.stages - 1; ++stage) {
@@ -64,12 +67,12 @@ class tiled_block {
     x_read_.read(x_tile(0), 0, b_[0]);
 #pragma unroll
     for (int part = 0; part < weights::kParts; ++part) weights::convert(raw_, part, a_[0]);
-    for (int tile = 0;;) {
+    for (int tile = begin;;) {
       // Unrolled so that all places in shared memory are constants.
 #pragma unroll
       for (int stage = 0; stage < P.stages; ++stage) {
         multiply_tile(acc, stage);
-        if (++tile == tiles) return;
+        if (++tile == end) return;
       }
     }
   }
@@ -102,7 +105,8 @@ class tiled_block {
     w_copy_.advance(more);
   }
 
-  /// The tile in stage `stage`, which is known to the compiler. Its first fragments are there.
+  /// The tile in stage `stage`, which is known to the compiler. Its first
+  /// fragments are there.
   __device__ __forceinline__ void multiply_tile(sums& acc, int stage) {
     const int filled = (stage + P.stages - 1) % P.stages;
 #pragma unroll
@@ -110,7 +114,8 @@ class tiled_block {
       if (step == kLast) {
         finish_copies();
         cp_async_wait<P.stages - 2>();
-        __syncthreads();  // the next tile has arrived, and everybody has read this one
+        __syncthreads();  // the next tile has arrived, and everybody has read
+                          // this one
       }
       const int next = (step + 1) % kTiledSteps, from = step % 2, to = 1 - from;
       const int next_stage = step == kLast ? (stage + 1) % P.stages : stage;
@@ -125,8 +130,8 @@ class tiled_block {
     }
   }
 
-  /// What happens after mma i of a step: copies in all steps but the last; conversions, after the
-  /// time that the weights take from shared memory.
+  /// What happens after mma i of a step: copies in all steps but the last;
+  /// conversions, after the time that the weights take from shared memory.
   __device__ __forceinline__ void between(int step, int i, int filled) {
     constexpr int kCopyEvery = kLast * kMma / kCopies;
     const int slot = step * kMma + i;
@@ -151,36 +156,65 @@ class tiled_block {
   typename x_reader<Element, kXTiles>::fragments b_[2];
 };
 
+/// schedule: with anything to share only where all blocks of the grid fit on
+/// the device at once.
 template <class T, class Element, class Out, class Epilogue, tiled_tile Tile, bool Aligned>
 __global__ void __launch_bounds__(tiled_policy_of(Tile, sizeof(Element)).threads(),
                                   tiled_policy_of(Tile, sizeof(Element)).blocks_per_sm)
     tiled_gemm_kernel(const T* __restrict__ x, std::int64_t x_ld,
-                      tiled_output<Element, Out, Epilogue> output) {
+                      tiled_output<Element, Out, Epilogue> output, tiled_schedule schedule,
+                      [[maybe_unused]] wgmma_parts parts) {
   constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
   using block = tiled_block<T, Element, Tile, Aligned>;
   extern __shared__ __align__(128) std::byte shared[];
 
-  const weight_operand<Element>& w = output.w;
-  const tiled_place place(blockIdx.x, (output.m_count + P.block_m - 1) / P.block_m,
-                          (w.rows + P.block_n - 1) / P.block_n);
-  typename block::sums acc = {};
-  block(x, x_ld, w, output.m_count, place.m * P.block_m, place.n * P.block_n, shared)
-      .multiply(acc, (w.cols + kTiledBlockK - 1) / kTiledBlockK);
-
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int m = place.m * P.block_m + warp % P.warps_m * (P.block_m / P.warps_m) + lane % 4 * 2;
-  const int n = place.n * P.block_n + (warp / P.warps_m * 8 + lane / 4) * block::kOwn;
-  float scale[block::kOwn];
-  output.read_scales(n, scale);
-#pragma unroll
-  for (int j = 0; j < block::kXTiles; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float sum[block::kOwn];
-#pragma unroll
-      for (int i = 0; i < block::kOwn; ++i) sum[i] = block::kUnit * acc[i / 2][j][i % 2 * 2 + e];
-      output.store(sum, scale, m + 8 * j + e, n);
+  tiled_segment now{};
+  for (int i = 0; schedule.segment(i, &now); ++i) {
+    typename block::sums acc = {};
+    {
+      const tiled_place place(now.index, schedule.m_tiles, schedule.n_tiles);
+      block(x, x_ld, output.w, output.m_count, place.m * P.block_m, place.n * P.block_n, shared)
+          .multiply(acc, now.begin, now.end);
     }
+    // What follows is computed anew: registers are for the loop over K.
+    asm volatile("" : "+r"(i));
+    tiled_segment s{};
+    schedule.segment(i, &s);
+    if constexpr (P.persistent) {
+      auto& all = reinterpret_cast<float(&)[sizeof(acc) / sizeof(float)]>(acc);
+      if (s.begin > 0) {
+        parts.give(all, schedule.block());
+        continue;
+      }
+      if (s.end < schedule.depth) {
+        int from = schedule.stretch(schedule.block() + 1);
+        for (int next = schedule.block() + 1; from < s.tile_end; ++next) {
+          const int to = schedule.stretch(next + 1);
+          if (to > from) parts.take(all, next);
+          from = to;
+        }
+      }
+    }
+
+    const tiled_place place(s.index, schedule.m_tiles, schedule.n_tiles);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int m = place.m * P.block_m + warp % P.warps_m * (P.block_m / P.warps_m) + lane % 4 * 2;
+    const int n = place.n * P.block_n + (warp / P.warps_m * 8 + lane / 4) * block::kOwn;
+    float scale[block::kOwn];
+    output.read_scales(n, scale);
+#pragma unroll
+    for (int j = 0; j < block::kXTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float sum[block::kOwn];
+#pragma unroll
+        for (int r = 0; r < block::kOwn; ++r) {
+          sum[r] = block::kUnit * acc[r / 2][j][r % 2 * 2 + e];
+        }
+        output.store(sum, scale, m + 8 * j + e, n);
+      }
+    }
+    if constexpr (!P.persistent) return;
   }
 }
 

@@ -21,8 +21,9 @@ constexpr bool may_use_wgmma(const device_info& device, std::int64_t m) {
   return kCompiledForSm90 && device.compute_capability == 90 && m > 16;
 }
 
+/// Blocks share tiles through the workspace, those of the wgmma kernel and of the tiled one alike.
 constexpr std::size_t gemm_workspace_bytes(const device_info& device, std::int64_t m) {
-  return may_use_wgmma(device, m) ? wgmma_workspace_bytes(device.sm_count + 1) : 0;
+  return m > 16 ? wgmma_workspace_bytes(device.sm_count + 1) : 0;
 }
 
 /// What a tile took on H200, in nanoseconds.
