@@ -58,8 +58,9 @@ template <class T>
 /// ws: at least h2o_decode_workspace_bytes(batch, heads, capacity, head_dim), 16-byte aligned.
 /// early: early_read::cache lets keys and values be fetched before the kernel ahead has ended. In a
 /// decode step that kernel is a projection, and the promise holds.
-/// Cost: reads length * 2 * head_dim * sizeof(T) per KV head, in one launch; more blocks than fit
-/// on a card of compute capability 9.0 read scored caches of up to 1024 slots whole, live or not.
+/// Cost: reads length * 2 * head_dim * sizeof(T) per KV head, in one launch; from compute
+/// capability 9.0 on scored caches of up to 1024 slots are read whole, live or not, where at most
+/// eight query heads share a KV head.
 /// Deterministic: the slots of a head are divided and merged by the cache's shape alone, whatever
 /// the batch.
 /// Errors: cudaErrorInvalidValue as everywhere (short workspace, more slots than fit); else the

@@ -233,6 +233,53 @@ TEST_F(DecodeInvarianceTest, SharedKeysAreTheSameKeysRepeated) {
   }
 }
 
+/// Enough heads to fill the card several times over, where another kernel runs than for one
+/// sequence alone, from the first token until each step evicts.
+TEST_F(DecodeInvarianceTest, ManySequencesAreEachOneAloneBitForBit) {
+  std::mt19937 generator(95);
+  const Shape s{7, 32, 16, 80};
+  const h2o_policy policy{4, 150, 140};
+  const int tokens = policy.capacity() + 15;
+  Run run(s, tokens, generator);
+  Harness together(s.batch, s.heads, s.kv_heads, policy.capacity(), s.head_dim, true);
+  run.out.poison();
+  for (int t = 0; t < tokens; ++t) ASSERT_CUDA(step(run, together, policy, t));
+  ASSERT_CUDA(cudaStreamSynchronize(stream));
+  run.out.download();
+  together.download();
+  const std::vector<__half> all = run.out.host;
+  for (const int b : {0, 6}) {
+    const auto only = [&](waterweight::heads_view<__half> view) {
+      view.data += b * view.batch_stride;
+      view.batch = 1;
+      return view;
+    };
+    Harness alone(1, s.heads, s.kv_heads, policy.capacity(), s.head_dim, true);
+    run.out.poison();
+    for (int t = 0; t < tokens; ++t) {
+      ASSERT_CUDA(waterweight::h2o_decode_attention(
+          device, only(run.q.device_token(t)), only(run.k.device_token(t)),
+          only(run.v.device_token(t)), run.rotary(), alone.cache(), alone.state(), policy,
+          only(run.out.device_token(t)), alone.workspace(), stream));
+      ASSERT_CUDA(waterweight::h2o_advance(alone.state(), 1, policy.capacity(), policy, stream));
+    }
+    ASSERT_CUDA(cudaStreamSynchronize(stream));
+    run.out.download();
+    alone.download();
+    for (int t = 0; t < tokens; ++t) {
+      for (int h = 0; h < s.heads; ++h) {
+        const __half* got = reference::head_data(run.out.token(t), b, 0, h);
+        ASSERT_EQ(0, std::memcmp(&all[got - run.out.host.data()], got, 80 * sizeof(__half)))
+            << "sequence " << b << " step " << t << " head " << h;
+      }
+    }
+    const auto first = together.score.begin() + together.first(0, b, 0);
+    EXPECT_TRUE(test::same_bits(alone.score, {first, first + alone.score.size()}));
+    const auto position = together.position.begin() + together.first(0, b, 0);
+    EXPECT_TRUE(std::equal(alone.position.begin(), alone.position.end(), position));
+  }
+}
+
 /// Layers in turn, captured and eager, with and without promises to the kernel: the same bits. More
 /// heads than the card has SMs, so that blocks of several steps wait for each other, and few.
 TEST_F(DecodeInvarianceTest, EarlyReadsChangeNothing) {

@@ -104,6 +104,7 @@ TYPED_TEST_P(DecodeTest, SinksBatchAndGroupedQueries) {
   const h2o_policy budget{3, 9, 5};
   this->check_steps({3, 4, 2, 64}, budget, true, budget.capacity(), 40, generator);
   this->check_steps({1, 8, 1, 80}, budget, true, budget.capacity(), 30, generator);
+  this->check_steps({1, 12, 1, 64}, budget, true, budget.capacity(), 25, generator);
 }
 
 TYPED_TEST_P(DecodeTest, ExtremeBudgets) {

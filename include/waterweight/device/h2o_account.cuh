@@ -19,20 +19,6 @@ struct h2o_softmax {
   __device__ __forceinline__ float probability(float logit) const {
     return detail::fast_exp2(logit - maximum) * inverse_sum;
   }
-
-  /// From stat[splits], each split's (maximum, sum of exp2(logit - maximum)); an empty one is
-  /// (-inf, 0). splits <= 8. All lanes of a warp call it together; each gets it.
-  __device__ __forceinline__ static h2o_softmax merge(const float2* stat, int splits) {
-    const int lane = threadIdx.x % 8;  // four times the same
-    const float2 mine = lane < splits ? stat[lane] : make_float2(-INFINITY, 0.0f);
-    const float maximum = from_ordered_score(__reduce_max_sync(0xffffffffu, ordered_score(mine.x)));
-    float sum = mine.y == 0.0f ? 0.0f : mine.y * detail::fast_exp2(mine.x - maximum);
-#pragma unroll
-    for (int offset = 4; offset > 0; offset /= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    }
-    return {maximum, __fdividef(1.0f, sum)};
-  }
 };
 
 /// The splits of one query head put together, one lane per split: every lane of the warp makes one,

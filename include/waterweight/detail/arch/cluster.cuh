@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include <waterweight/config.hpp>
 #include <waterweight/detail/arch/mma.cuh>
@@ -26,31 +27,49 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// Sends floats to an array in the shared memory of block `rank` of the cluster. Each arrives as 4
-/// bytes at an mbarrier of that block, which is all the synchronisation there is: whoever waits for
-/// the barrier sees them.
-class remote_floats {
+/// An array in the shared memory of block `rank` of the cluster, of elements of 4 or 8 bytes. What
+/// is sent arrives as so many bytes at an mbarrier of that block, which is all the synchronisation
+/// there is: whoever waits for the barrier sees it.
+template <class Element>
+class remote_array {
  public:
-  /// array, barrier: where this block has what is meant in the other one.
-  __device__ __forceinline__ remote_floats(const void* array, const std::uint64_t* barrier,
-                                           int rank) {
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(array_)
-        : "r"(shared_address(array)), "r"(rank));
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(barrier_)
-        : "r"(shared_address(barrier)), "r"(rank));
-  }
+  static_assert(sizeof(Element) == 4 || sizeof(Element) == 8, "one word or two");
 
-  __device__ __forceinline__ void send(int index, float value) const {
-    asm volatile(
-        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
-            array_ + 4 * index),
-        "f"(value), "r"(barrier_)
-        : "memory");
+  /// array, barrier: where this block has what is meant in the other one.
+  __device__ __forceinline__ remote_array(const Element* array, const std::uint64_t* barrier,
+                                          int rank)
+      : array_(address_in(array, rank)), barrier_(address_in(barrier, rank)) {}
+
+  __device__ __forceinline__ void send(int index, const Element& value) const {
+    const std::uint32_t address = array_ + static_cast<std::uint32_t>(sizeof(Element)) * index;
+    if constexpr (sizeof(Element) == 4) {
+      std::uint32_t bits;
+      memcpy(&bits, &value, sizeof(bits));
+      asm volatile(
+          "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+              address),
+          "r"(bits), "r"(barrier_)
+          : "memory");
+    } else {
+      std::uint64_t bits;
+      memcpy(&bits, &value, sizeof(bits));
+      asm volatile(
+          "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(
+              address),
+          "l"(bits), "r"(barrier_)
+          : "memory");
+    }
   }
 
  private:
+  __device__ __forceinline__ static std::uint32_t address_in(const void* own, int rank) {
+    std::uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"(shared_address(own)), "r"(rank));
+    return address;
+  }
+
   std::uint32_t array_, barrier_;
 };
 

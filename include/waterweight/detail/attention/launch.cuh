@@ -1,7 +1,6 @@
 // Host side of attention.cuh: checks and launches.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include <waterweight/detail/attention/cluster_decode_kernel.cuh>
@@ -133,19 +132,16 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     if (cluster_decodes<T>(device, cluster)) {
       const dim3 grid(static_cast<unsigned>(cluster.splits), static_cast<unsigned>(cache.kv_heads),
                       static_cast<unsigned>(cache.batch));
-      const std::int64_t blocks = std::int64_t{cluster.splits} * cache.kv_heads * cache.batch;
-      // Few blocks start before their turn, when those of the step before still run: one of each
-      // per SM, which taking a bit more than a third of the shared memory sees to.
-      const int least = blocks <= device.sm_count ? device.max_shared_bytes / 3 + 1024 : 0;
-      const int bytes = std::max(cluster.bytes(), least);
-      const auto start = [&](auto kernel, bool early_cache) {
-        return launch(kernel, grid, kClusterThreads, static_cast<std::size_t>(bytes),
+      const bool resident =
+          std::int64_t{cluster.splits} * cache.kv_heads * cache.batch <= device.sm_count;
+      const auto start = [&](auto kernel) {
+        return launch(kernel, grid, kClusterThreads<kHeadDim>,
+                      static_cast<std::size_t>(cluster.bytes()),
                       launch_options{cluster.splits, true}, stream, q, k_new, v_new, rotary, cache,
-                      state, policy, out, scale * kLog2E, early_cache);
+                      state, policy, out, scale * kLog2E, early == early_read::cache);
       };
-      return blocks <= device.sm_count * (device.max_shared_bytes / bytes)
-                 ? start(cluster_decode_kernel<T, kHeadDim, true>, early == early_read::cache)
-                 : start(cluster_decode_kernel<T, kHeadDim, false>, false);
+      return resident ? start(cluster_decode_kernel<T, kHeadDim, true>)
+                      : start(cluster_decode_kernel<T, kHeadDim, false>);
     }
     return launch(decode_kernel<T, kHeadDim>,
                   dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(cache.kv_heads),
