@@ -50,7 +50,7 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, in
       : "memory");
 }
 
-/// The first one's like for one 4-byte word: `present` false writes a zero.
+/// Starts a copy of one 4-byte word; `present` false writes a zero.
 __device__ __forceinline__ void cp_async_4(void* shared, const void* global, bool present) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(present ? 4 : 0)

@@ -1,5 +1,4 @@
-// Host side of w8a16_gemm and w16a16_gemm: checks, the choice of a kernel, the
-// launch.
+// Host side of w8a16_gemm and w16a16_gemm: checks, the choice of a kernel, the launch.
 #pragma once
 
 #include <algorithm>

@@ -31,10 +31,9 @@ struct tiled_policy {
   }
 };
 
-/// For INT8 weights (element_bytes 1) warps are narrow: each converts 32 rows
-/// of W for all of the block's rows of X, because the mma unit waits a cycle
-/// for nearly every other instruction. For 16-bit weights they are square,
-/// which takes the fewest loads from shared memory.
+/// For INT8 weights (element_bytes 1) warps are narrow: each converts 32 rows of W for all of the
+/// block's rows of X, because the mma unit waits a cycle for nearly every other instruction. For
+/// 16-bit weights they are square, which takes the fewest loads from shared memory.
 WATERWEIGHT_HOST_DEVICE constexpr tiled_policy tiled_policy_of(tiled_tile tile, int element_bytes) {
   const bool int8 = element_bytes == 1;
   switch (tile) {
@@ -49,16 +48,15 @@ WATERWEIGHT_HOST_DEVICE constexpr tiled_policy tiled_policy_of(tiled_tile tile, 
   }
 }
 
-/// How a product is cut. shared: blocks share the tiles of the last rounds
-/// (tiled_schedule).
+/// How a product is cut. shared: blocks share the tiles of the last rounds (tiled_schedule).
 struct tiled_plan {
   tiled_tile tile;
   bool shared;
 };
 
-/// The default choice: of the plans whose tile fits into shared memory the one
-/// that should take the least time, by what tiles took on H200 (compute_80
-/// code, INT8 weights; 16-bit ones change all of them alike).
+/// The default choice: of the plans whose tile fits into shared memory the one that should take the
+/// least time, by what tiles took on H200 (compute_80 code, INT8 weights; 16-bit ones change all of
+/// them alike).
 struct default_tiled_selector {
   struct tile_time {
     std::int64_t block;  ///< nanoseconds for kTiledBlockK of K
@@ -67,14 +65,14 @@ struct default_tiled_selector {
   static constexpr tile_time time_of(tiled_tile tile) {
     switch (tile) {
       case tiled_tile::m64_n64:
-        return {225, 1000};
+        return {200, 1000};
       case tiled_tile::m128_n128:
-        return {600, 2000};
+        return {590, 4000};
       default:
-        return {1100, 3000};
+        return {1160, 6000};
     }
   }
-  static constexpr std::int64_t kShared = 14000;  ///< sums through the workspace
+  static constexpr std::int64_t kShared = 11000;  ///< sums through the workspace
 
   static constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b;
@@ -108,11 +106,10 @@ struct default_tiled_selector {
 
 enum class gemm_kind { fixed_point, gemv, tiled };
 
-/// The default choice. `aligned`: rows of X and W start on 16-byte boundaries
-/// and K % 16 == 0. `integer`: INT8 weights and a K that the integer kernel
-/// takes. Against cuBLAS FP16 on H200 (gemm_bench, geometric mean of
-/// Pythia-2.8B's shapes) it reaches 1.42 at M = 1 but 1.22 with two tokens; the
-/// converting GEMV reaches 1.33 at M = 4.
+/// The default choice. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
+/// `integer`: INT8 weights and a K that the integer kernel takes. Against cuBLAS FP16 on H200
+/// (gemm_bench, geometric mean of Pythia-2.8B's shapes) it reaches 1.42 at M = 1 but 1.22 with two
+/// tokens; the converting GEMV reaches 1.33 at M = 4.
 struct default_gemm_selector {
   constexpr gemm_kind operator()(std::int64_t m, bool aligned, bool integer) const {
     if (m == 1 && aligned && integer) return gemm_kind::fixed_point;

@@ -6,14 +6,12 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-/// One thread's part in copying [Rows, 64] elements, tile after tile along K,
-/// to the places that `Places` names. Rows behind the last one are left as they
-/// are: what is computed from them is not stored. Aligned: rows start on
-/// 16-byte boundaries, so the copies are asynchronous.
+/// One thread's part in copying [Rows, 64] elements, tile after tile along K, to the places that
+/// `Places` names. Rows behind the last one are left as they are: what is computed from them is not
+/// stored. Aligned: rows start on 16-byte boundaries, so the copies are asynchronous.
 ///
-/// Tile 0 is the incomplete one, if there is any: the end of K, filled up with
-/// zeros. All others are whole, so that nothing needs to be said about their
-/// size.
+/// Tile 0 is the incomplete one, if there is any: the end of K, filled up with zeros. All others
+/// are whole, so that nothing needs to be said about their size.
 template <class Places, class Element, int Rows, int Threads, bool Aligned>
 class tile_copier {
   static constexpr int kElements = 16 / static_cast<int>(sizeof(Element));  ///< of a vector
@@ -34,8 +32,8 @@ class tile_copier {
     cols_ = cols;
   }
 
-  /// Copies tile `index` and turns to the next. `more`: there is one; else the
-  /// copies to come do nothing.
+  /// Copies tile `index` and turns to the next. `more`: there is one; else the copies to come do
+  /// nothing.
   __device__ __forceinline__ void copy_first(int index, std::byte* tile, bool more) {
     const int begin = (index == 0 ? (cols_ - 1) / kTiledBlockK : index - 1) * kTiledBlockK;
     const int vector = threadIdx.x % kRowVectors;
@@ -49,8 +47,7 @@ class tile_copier {
     if (!more) rows_left_ = 0;
   }
 
-  /// Copy i of the tile at hand, one after the other; i is known to the
-  /// compiler.
+  /// Copy i of the tile at hand, one after the other; i is known to the compiler.
   __device__ __forceinline__ void copy(int i, std::byte* tile) { copy(i, tile, kElements); }
 
   /// On to the next tile, if there are more.

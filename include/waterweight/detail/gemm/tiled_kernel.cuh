@@ -1,6 +1,5 @@
-// The mma.sync GEMM for many rows: a cp.async pipeline through shared memory; a
-// warp reads its fragments ahead of their mma, and converts INT8 weights
-// between those of the step before.
+// The mma.sync GEMM for many rows: a cp.async pipeline through shared memory; a warp reads its
+// fragments ahead of their mma, and converts INT8 weights between those of the step before.
 #pragma once
 
 #include <waterweight/detail/gemm/tiled_copy.cuh>
@@ -12,8 +11,8 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-/// Blocks that run together share rows of X and of W: tiles of rows of X vary
-/// first, in groups whose X the L2 can hold.
+/// Blocks that run together share rows of X and of W: tiles of rows of X vary first, in groups
+/// whose X the L2 can hold.
 struct tiled_place {
   static constexpr int kGroup = 16;
   int m, n;  ///< in tiles
@@ -105,8 +104,7 @@ class tiled_block {
     w_copy_.advance(more);
   }
 
-  /// The tile in stage `stage`, which is known to the compiler. Its first
-  /// fragments are there.
+  /// The tile in stage `stage`, which is known to the compiler. Its first fragments are there.
   __device__ __forceinline__ void multiply_tile(sums& acc, int stage) {
     const int filled = (stage + P.stages - 1) % P.stages;
 #pragma unroll
@@ -130,8 +128,8 @@ class tiled_block {
     }
   }
 
-  /// What happens after mma i of a step: copies in all steps but the last;
-  /// conversions, after the time that the weights take from shared memory.
+  /// What happens after mma i of a step: copies in all steps but the last; conversions, after the
+  /// time that the weights take from shared memory.
   __device__ __forceinline__ void between(int step, int i, int filled) {
     constexpr int kCopyEvery = kLast * kMma / kCopies;
     const int slot = step * kMma + i;
@@ -156,8 +154,7 @@ class tiled_block {
   typename x_reader<Element, kXTiles>::fragments b_[2];
 };
 
-/// schedule: with anything to share only where all blocks of the grid fit on
-/// the device at once.
+/// schedule: with anything to share only where all blocks of the grid fit on the device at once.
 template <class T, class Element, class Out, class Epilogue, tiled_tile Tile, bool Aligned>
 __global__ void __launch_bounds__(tiled_policy_of(Tile, sizeof(Element)).threads(),
                                   tiled_policy_of(Tile, sizeof(Element)).blocks_per_sm)

@@ -43,8 +43,7 @@ struct tiled_launcher {
     const std::int64_t m_tiles = ceil_div(x.rows, P.block_m), n_tiles = ceil_div(w.rows, P.block_n);
     const std::int64_t depth = ceil_div(w.cols, kTiledBlockK), tiles = m_tiles * n_tiles;
     if (tiles > std::numeric_limits<std::int32_t>::max()) return cudaErrorInvalidValue;
-    // Blocks that share tiles wait for each other: all of them must be
-    // resident.
+    // Blocks that share tiles wait for each other: all of them must be resident.
     const std::int64_t blocks =
         P.persistent ? std::min<std::int64_t>(shared ? tiles * depth : tiles, sms) : tiles;
     const bool vectors = is_aligned(y.data, 16) && y.ld * sizeof(Out) % 16 == 0;

@@ -1,5 +1,4 @@
-// Which part of the product each block of the tiled kernel computes, in which
-// order.
+// Which part of the product each block of the tiled kernel computes, in which order.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +15,12 @@ struct tiled_segment {
   int tile_end;  ///< where the tile of Y ends in the shared stretch
 };
 
-/// Blocks take whole tiles of Y, one after the other. If they share, only while
-/// there is one for every block: the tiles left over, and a round of whole
-/// ones, are cut along K into equal stretches, one for each block: the block
-/// with the first part of a tile adds what the following blocks have summed, in
-/// their order. These did so first thing in their stretches, the other block
-/// comes to it last. It waits for blocks that started before it: stretches are
-/// numbered against the order in which blocks start.
+/// Blocks take whole tiles of Y, one after the other. If they share, only while there is one for
+/// every block: the tiles left over, and a round of whole ones, are cut along K into equal
+/// stretches, one for each block: the block with the first part of a tile adds what the following
+/// blocks have summed, in their order. These did so first thing in their stretches, the other block
+/// comes to it last. It waits for blocks that started before it: stretches are numbered against the
+/// order in which blocks start.
 struct tiled_schedule {
   int m_tiles, n_tiles;
   int depth;  ///< tiles of K
@@ -53,8 +51,8 @@ struct tiled_schedule {
   }
 };
 
-/// The schedule of a product for a grid of `blocks`. What is too long for its
-/// numbers is not shared.
+/// The schedule of a product for a grid of `blocks`. What is too long for its numbers is not
+/// shared.
 constexpr tiled_schedule make_tiled_schedule(std::int64_t m_tiles, std::int64_t n_tiles,
                                              std::int64_t depth, std::int64_t blocks, bool shared) {
   const std::int64_t count = m_tiles * n_tiles, rounds = count / blocks;
