@@ -67,8 +67,8 @@ struct gemm_launcher {
     }
     const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, ws.data, stream};
     if (!copyable) return tiled.run_unaligned();
-    tiled_plan plan = default_tiled_selector{}(device, x.rows, w.rows, w.cols,
-                                               static_cast<int>(sizeof(Element)));
+    tiled_plan plan =
+        default_tiled_selector{}(device, x.rows, w.rows, w.cols, static_cast<int>(sizeof(Element)));
     // Few rows of X whose K suits no other kernel come here without a workspace.
     plan.shared = plan.shared && ws.bytes >= wgmma_workspace_bytes(device.sm_count);
     return tiled.run(device, plan);
