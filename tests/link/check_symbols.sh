@@ -37,8 +37,10 @@ expect_none "functions under one name in both objects" < <(
   comm -12 <(external "$object_80") <(external "$object_90") |
     pick '^_ZN11waterweight|^_ZNK11waterweight4v0_16detail|sm[89]00s')
 
+# Nor do templates of the standard library about the library's types matter (_ZSt...): the runtime's
+# cudaLaunchKernelEx calls std::forward, which the compiler inlines or not, as it likes.
 expect_none "the shared library exports functions of the library" < <(
-  external --dynamic "$library" | pick 'sm[89]00s')
+  external --dynamic "$library" | pick 'sm[89]00s' | grep -v '^_ZSt' || true)
 expect_none "the shared library exports strong symbols besides the test's own" < <(
   "$nm" --dynamic --defined-only "$library" |
     awk '$2 ~ /^[TDBRCG]$/ && $3 !~ /9link_test|^_(init|fini|edata|end)$|^__bss_start$/ { print $3 }')
