@@ -22,7 +22,7 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 /// ws: at least w8a16_gemm_workspace_bytes(M, N, K, device).
 /// early: early_read::weights lets weights be fetched before the kernel ahead has ended: a chain of
 /// products then reads memory without a pause.
-/// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 128 rows of X or more.
+/// Cost: 2*M*N*K FLOP; reads N*K bytes of weights once per 64 rows of X or more.
 /// Deterministic: the order of the sum over K depends on the shape and the device alone.
 /// Errors: cudaErrorInvalidValue (null, size < 1, ld < row, mismatched shapes, sizes or leading
 /// dimensions of 2^31 or more, short or unaligned workspace), nothing launched; else the launch's
