@@ -13,8 +13,8 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
 /// GELU(x) = x * Phi(x), the erf form (Hugging Face "gelu"), to 1.2e-7 absolutely, in fewer
-/// instructions than by erff. max(x, 0) - |x| Phi(-|x|), where log2 Phi(-t) is close to a polynomial;
-/// from t = 6 on that part is below 1e-8.
+/// instructions than by erff. max(x, 0) - |x| Phi(-|x|), where log2 Phi(-t) is close to a
+/// polynomial; from t = 6 on that part is below 1e-8.
 __device__ __forceinline__ float gelu_erf(float x) {
   const float t = fminf(fabsf(x), 6.0f);
   float log_phi = 3.47401474e-5f;
