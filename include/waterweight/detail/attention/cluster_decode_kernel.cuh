@@ -102,8 +102,9 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
     if (lane == 0) {
       mbarrier_init(keys_there, 1);
       mbarrier_init(values_there, 1);
-      mbarrier_init(stats_there, 1 + kWarps);
-      mbarrier_init(sums_there, 2);
+      // Every lane arrives for what it has stored itself: no order among lanes to rely on.
+      mbarrier_init(stats_there, 1 + 32 * kWarps);
+      mbarrier_init(sums_there, 1 + 32);
       mbarrier_init(candidates_there, 1);
       mbarrier_init_fence();
     }
@@ -272,8 +273,7 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       if (scored) books.add(p + h * kSplitSlots, merge, split);
       if (merges) merge.of_splits(of_head, splits, weights + h * splits);
     }
-    __syncwarp();
-    if (merges && lane == 0) mbarrier_arrive(sums_there);
+    if (merges) mbarrier_arrive(sums_there);  // the splits' weights are there
     if (evicts) {
       split_candidate candidate;
       const bool holds = books.choose(candidate);
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       }
       __syncwarp();
     }
-    if (lane == 0) mbarrier_arrive(stats_there);  // this warp's exponentials are there
+    mbarrier_arrive(stats_there);  // this lane's exponentials are there
     mbarrier_wait(values_there, parity);
 #pragma unroll 1
     for (int chunk = warp; chunk < kSplitChunks; chunk += kWarps) {
