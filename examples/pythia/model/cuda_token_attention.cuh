@@ -9,6 +9,7 @@
 #include <waterweight/device/h2o_account.cuh>
 #include <waterweight/device/h2o_attend.cuh>
 
+#include "examples/pythia/model/cuda_token_stage.cuh"
 #include "examples/pythia/model/cuda_token_types.cuh"
 
 namespace pythia {
@@ -31,10 +32,12 @@ class TokenAttention {
   };
 
   __device__ __forceinline__ TokenAttention(const TokenParameters<T>& p,
-                                            const TokenLayer<T>* layers, Scratch* scratch,
-                                            std::byte* attend_memory, std::byte* merge_memory)
+                                            const TokenLayer<T>* layers, const StagedPlanes* staged,
+                                            Scratch* scratch, std::byte* attend_memory,
+                                            std::byte* merge_memory)
       : p_(p),
         layers_(layers),
+        staged_(staged),
         scratch_(scratch),
         attend_memory_(attend_memory),
         merge_memory_(merge_memory),
@@ -44,6 +47,8 @@ class TokenAttention {
   __device__ void run(std::uint32_t epoch) {
     const int units = p_.heads * p_.splits;
     for (int layer = 0; layer < p_.layer_count; ++layer) {
+      // While this block waits for the input of down its ring fills up, and memory has time.
+      while (staged_->mlp_layers < layer) __nanosleep(50);
       for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         split(layer, unit / p_.splits, unit % p_.splits, epoch + static_cast<std::uint32_t>(layer));
       }
@@ -152,6 +157,7 @@ class TokenAttention {
 
   const TokenParameters<T>& p_;
   const TokenLayer<T>* layers_;
+  const StagedPlanes* staged_;
   Scratch* scratch_;
   std::byte *attend_memory_, *merge_memory_;
   int live_, step_;

@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     for (std::uint64_t& done : staged.done) {
       waterweight::detail::mbarrier_init(&done, kTokenMultiplyWarps);
     }
+    staged.mlp_layers = 0;
     ring.init();
     shares = TokenShares(3 * kRowGroups, kTokenParts * kRowGroups, kRowGroups,
                          p.vocab / waterweight::kTileRows, static_cast<int>(blockIdx.x),
@@ -120,7 +121,8 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
 
   Candidate best{-INFINITY, INT32_MAX};
   if (thread < kTokenFirstStager) {
-    Attention(p, layers, &attention_scratch, memory + layout.attention, memory + layout.merge)
+    Attention(p, layers, &staged, &attention_scratch, memory + layout.attention,
+              memory + layout.merge)
         .run(epoch);
   } else if (thread < kTokenFirstMultiplier) {
     Stager(p, layers, &stager_scratch, &staged, first_planes, second_planes).run(epoch);

@@ -26,8 +26,8 @@ struct TokenGroup {
 /// What a slot of the ring holds: a tile of `hidden` elements of K and behind it the scales and the
 /// biases of its rows, 16 bytes of each, and for the attention output also those of the down
 /// projection, because its warp may be the one to finish the residual.
-constexpr int kTokenChannelBytes = 128;
 constexpr int kTokenChannelPiece = 16;
+constexpr int kTokenChannelBytes = 4 * kTokenChannelPiece;
 
 /// Streams the block's tiles of the whole token. One warp.
 template <class T, int Hidden>

@@ -20,6 +20,7 @@ struct StagedPlanes {
   std::uint64_t ready[kStagedVectors];
   std::uint64_t done[2];  ///< multiplying warps through with up, and with a layer
   float step[kStagedVectors];
+  volatile int mlp_layers;  ///< of how many layers the input of down has arrived
 };
 
 /// E: hidden / kTokenStagingThreads, and a quarter of intermediate / kTokenStagingThreads.
@@ -221,6 +222,7 @@ class TokenStager {
     }
     put_largest(most, vector);
     sync();
+    if (vector == kDownInput && thread_ == 0) staged_->mlp_layers += 1;
     const waterweight::fixed_point_scale scale(largest(vector));
     const int pitch = count;
     std::int8_t* const mine = planes + 4 * thread_;

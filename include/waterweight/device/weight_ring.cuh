@@ -14,14 +14,14 @@
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
-/// The ring of one block: `slots` tiles of up to `tile_bytes` (a multiple of 128), all shared
+/// The ring of one block: `slots` tiles of up to `tile_bytes` (a multiple of 16), all shared
 /// memory. slots >= most_in_flight of the producer + the stride at which a consumer takes tiles
 /// (with w warps that take turns, w): a barrier tells only two phases apart, so whoever waits for a
 /// tile must know that the one before it in the same slot has landed. It does, having had the tile
 /// `stride` before its own, which was not asked for until all but `most_in_flight` of its
 /// predecessors had landed.
 struct weight_ring {
-  std::byte* data;       ///< [slots, tile_bytes], 128-byte aligned
+  std::byte* data;       ///< [slots, tile_bytes], 16-byte aligned
   std::uint64_t* full;   ///< [slots]
   std::uint64_t* empty;  ///< [slots]
   int slots;
