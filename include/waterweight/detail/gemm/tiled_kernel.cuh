@@ -5,6 +5,7 @@
 #include <waterweight/detail/gemm/tiled_copy.cuh>
 #include <waterweight/detail/gemm/tiled_fragments.cuh>
 #include <waterweight/detail/gemm/tiled_output.cuh>
+#include <waterweight/detail/gemm/tiled_parts.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
@@ -46,11 +47,11 @@ class tiled_block {
         x_read_(threadIdx.x / 32 % P.warps_m * kWarpM),
         w_read_(threadIdx.x / 32 / P.warps_m * 8 * kOwn) {}
 
-  /// acc += the products over K in `tiles` tiles.
-  __device__ __forceinline__ void multiply(sums& acc, int tiles) {
-    left_ = tiles - 1;
-    x_copy_.copy_first(x_tile(0), left_ > 0);
-    w_copy_.copy_first(w_tile(0), left_ > 0);
+  /// acc += the products over tiles [begin, end) of K.
+  __device__ __forceinline__ void multiply(sums& acc, int begin, int end) {
+    left_ = end - begin - 1;
+    x_copy_.copy_first(begin, x_tile(0), left_ > 0);
+    w_copy_.copy_first(begin, w_tile(0), left_ > 0);
     cp_async_commit();
 #pragma unroll
     for (int stage = 1; stage < P.stages - 1; ++stage) {
@@ -64,12 +65,12 @@ class tiled_block {
     x_read_.read(x_tile(0), 0, b_[0]);
 #pragma unroll
     for (int part = 0; part < weights::kParts; ++part) weights::convert(raw_, part, a_[0]);
-    for (int tile = 0;;) {
+    for (;;) {
       // Unrolled so that all places in shared memory are constants.
 #pragma unroll
       for (int stage = 0; stage < P.stages; ++stage) {
         multiply_tile(acc, stage);
-        if (++tile == tiles) return;
+        if (left_ == 1 - P.stages) return;  // as many were computed as there are
       }
     }
   }
@@ -141,7 +142,7 @@ class tiled_block {
   }
 
   std::byte* shared_;
-  int left_;  ///< tiles of which no copy has been asked for
+  int left_;  ///< tiles of which no copy has been asked for, less those of which there was none
   x_copier x_copy_;
   w_copier w_copy_;
   x_reader<Element, kXTiles> x_read_;
@@ -155,18 +156,31 @@ template <class T, class Element, class Out, class Epilogue, tiled_tile Tile, bo
 __global__ void __launch_bounds__(tiled_policy_of(Tile, sizeof(Element)).threads(),
                                   tiled_policy_of(Tile, sizeof(Element)).blocks_per_sm)
     tiled_gemm_kernel(const T* __restrict__ x, std::int64_t x_ld,
-                      tiled_output<Element, Out, Epilogue> output) {
+                      tiled_output<Element, Out, Epilogue> output, tiled_parts parts) {
   constexpr tiled_policy P = tiled_policy_of(Tile, sizeof(Element));
   using block = tiled_block<T, Element, Tile, Aligned>;
   extern __shared__ __align__(128) std::byte tiles[];
 
   const weight_operand<Element>& w = output.w;
-  const tiled_place place(blockIdx.x, (output.m_count + P.block_m - 1) / P.block_m,
-                          (w.rows + P.block_n - 1) / P.block_n);
+  const auto place_of = [&](int tile) {
+    return tiled_place(tile, (output.m_count + P.block_m - 1) / P.block_m,
+                       (w.rows + P.block_n - 1) / P.block_n);
+  };
   typename block::sums acc = {};
-  block(x, x_ld, w, output.m_count, place.m * P.block_m, place.n * P.block_n, tiles)
-      .multiply(acc, (w.cols + kTiledBlockK - 1) / kTiledBlockK);
+  {
+    const tiled_parts::share mine = parts.of_block(blockIdx.x);
+    const tiled_place place = place_of(mine.tile);
+    const int depth = (w.cols + kTiledBlockK - 1) / kTiledBlockK;
+    block(x, x_ld, w, output.m_count, place.m * P.block_m, place.n * P.block_n, tiles)
+        .multiply(acc, depth * mine.part / mine.count, depth * (mine.part + 1) / mine.count);
+  }
+  // What follows is computed anew: registers are for the loop over K.
+  int index = blockIdx.x;
+  asm volatile("" : "+r"(index));
+  const tiled_parts::share mine = parts.of_block(index);
+  if (!parts.combine(reinterpret_cast<float(&)[sizeof(acc) / sizeof(float)]>(acc), mine)) return;
 
+  const tiled_place place = place_of(mine.tile);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int m = place.m * P.block_m + warp % P.warps_m * (P.block_m / P.warps_m) + lane % 4 * 2;
   const int n = place.n * P.block_n + (warp / P.warps_m * 8 + lane / 4) * block::kOwn;
