@@ -81,11 +81,11 @@ struct default_tiled_selector {
   static constexpr tile_time time_of(tiled_tile tile) {
     switch (tile) {
       case tiled_tile::m64_n64:
-        return {200, 1000, 500};
+        return {480, 8300, 2500};
       case tiled_tile::m128_n128:
-        return {590, 4000, 1000};
+        return {420, 5000, 0};
       default:
-        return {1160, 6000, 2000};
+        return {760, 12500, 600};
     }
   }
   static constexpr int kMaxSplits = 8;

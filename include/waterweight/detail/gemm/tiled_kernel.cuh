@@ -86,6 +86,9 @@ class tiled_block {
   static constexpr int kGroups = kXTiles / kTogether;  ///< of a round
   static constexpr int kGroupMma = kDepth * kTogether * kWTiles, kMma = kGroups * kGroupMma;
   static constexpr int kAhead = kGroups < 4 ? kGroups : 4;  ///< groups of X that are there
+  /// Copies are asked for one after the other: the compiler puts instructions between them and
+  /// loads from shared memory.
+  static constexpr int kBurst = 4;
   /// Where all of a tile's X has been read when its last round begins, the copies for which that
   /// makes room take the rounds until the next; else the last round itself, those for the tile
   /// before.
@@ -149,11 +152,13 @@ class tiled_block {
   /// What happens after mma i of a round: copies, and conversions after the time that the weights
   /// take from shared memory.
   __device__ __forceinline__ void between(int round, int i, int filled) {
-    constexpr int kCopyEvery = (kCopyEnd - kCopyBegin) * kMma / kCopies;
+    constexpr int kBursts = (kCopies + kBurst - 1) / kBurst;
+    constexpr int kCopyEvery = (kCopyEnd - kCopyBegin) * kMma / kBursts;
     const int slot = (round - kCopyBegin) * kMma + i;
-    if (round >= kCopyBegin && round < kCopyEnd && slot % kCopyEvery == kCopyEvery / 2 &&
-        slot / kCopyEvery < kCopies) {
-      copy(slot / kCopyEvery, filled);
+    if (round >= kCopyBegin && round < kCopyEnd && slot % kCopyEvery == kCopyEvery / 2) {
+      const int first = slot / kCopyEvery * kBurst;
+#pragma unroll
+      for (int c = first; c < first + kBurst && c < kCopies; ++c) copy(c, filled);
     }
     constexpr int kWait = kMma / 4, kEvery = (kMma - kWait) / weights::kParts;
     const int after = i - kWait;
