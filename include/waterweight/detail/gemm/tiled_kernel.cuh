@@ -63,7 +63,7 @@ class tiled_block {
     __syncthreads();
     w_read_.read(w_tile(0), 0, raw_, a_[0]);
 #pragma unroll
-    for (int group = 0; group < kAhead; ++group) x_read_.read(x_tile(0), 0, group, b_[group]);
+    for (int group = 0; group < kGroups; ++group) x_read_.read(x_tile(0), 0, group, b_[group]);
 #pragma unroll
     for (int part = 0; part < weights::kParts; ++part) weights::convert(raw_, part, a_[0]);
     for (;;) {
@@ -81,19 +81,13 @@ class tiled_block {
   using w_copier = tile_copier<w_places<Element, kOwn>, Element, P.block_n, P.threads(), Aligned>;
   using weights = w_reader<T, Element, kOwn>;
   static constexpr int kCopies = x_copier::kCopies + w_copier::kCopies;
-  static constexpr int kDepth = kTiledDepth<Element>, kTogether = x_reader<Element>::kTiles;
-  static constexpr int kRounds = kTiledBlockK / 16 / kDepth, kLast = kRounds - 1;
-  static constexpr int kGroups = kXTiles / kTogether;  ///< of a round
-  static constexpr int kGroupMma = kDepth * kTogether * kWTiles, kMma = kGroups * kGroupMma;
-  static constexpr int kAhead = kGroups < 4 ? kGroups : 4;  ///< groups of X that are there
-  /// Copies are asked for one after the other: the compiler puts instructions between them and
-  /// loads from shared memory.
+  static constexpr int kTogether = x_reader<Element>::kTiles;
+  static constexpr int kLast = kTiledSteps - 1;
+  static constexpr int kGroups = kXTiles / kTogether;
+  static constexpr int kMma = kXTiles * kWTiles;  ///< of a step
+  /// Copies that are asked for together: after loads from shared memory ptxas puts three more
+  /// instructions before the first of them.
   static constexpr int kBurst = 4;
-  /// Where all of a tile's X has been read when its last round begins, the copies for which that
-  /// makes room take the rounds until the next; else the last round itself, those for the tile
-  /// before.
-  static constexpr bool kEarly = kAhead == kGroups && kLast > 1;
-  static constexpr int kCopyBegin = kEarly ? 0 : kLast, kCopyEnd = kEarly ? kLast : kRounds;
 
   __device__ __forceinline__ std::byte* x_tile(int stage) const {
     return shared_ + stage * kStageBytes;
@@ -119,43 +113,36 @@ class tiled_block {
   __device__ __forceinline__ void multiply_tile(sums& acc, int stage) {
     const int filled = (stage + P.stages - 1) % P.stages;
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      if (round == kCopyEnd) finish_copies();
-      if (round == kLast) {
-        cp_async_wait<P.stages - (kEarly ? 2 : 3)>();
-        // The next tile has arrived, and everybody has read this one (kEarly) or the one before.
-        __syncthreads();
+    for (int step = 0; step < kTiledSteps; ++step) {
+      if (step == kLast) {
+        finish_copies();
+        cp_async_wait<P.stages - 2>();
+        __syncthreads();  // the next tile has arrived, and everybody has read this one
       }
-      const int next = (round + 1) % kRounds, next_stage = (stage + (round == kLast)) % P.stages;
-      const auto& a = a_[round % 2];
-      w_read_.read(w_tile(next_stage), next, raw_, a_[1 - round % 2]);
+      const int next = (step + 1) % kTiledSteps, from = step % 2, to = 1 - from;
+      const int next_stage = step == kLast ? (stage + 1) % P.stages : stage;
+      w_read_.read(w_tile(next_stage), next, raw_, a_[to]);
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        auto& b = b_[group % kAhead];
-#pragma unroll
-        for (int i = 0; i < kGroupMma; ++i) {
-          const int h = i / (kWTiles * kTogether), t = i / kTogether % kWTiles, j = i % kTogether;
-          mma_m16n8k16<T>(acc[t][group * kTogether + j], a[h][t], b[h][j][0], b[h][j][1]);
-          between(round, group * kGroupMma + i, filled);
-        }
-        const int later = group + kAhead;
-        if (later < kGroups) {
-          x_read_.read(x_tile(stage), round, later, b);
-        } else {
-          x_read_.read(x_tile(next_stage), next, later - kGroups, b);
+      for (int i = 0; i < kMma; ++i) {
+        const int t = i / kXTiles, j = i % kXTiles, group = j / kTogether;
+        auto& b = b_[group];
+        mma_m16n8k16<T>(acc[t][j], a_[from][t], b[j % kTogether][0], b[j % kTogether][1]);
+        between(step, i, filled);
+        // In place of what has just been used for the last time.
+        if (t == kWTiles - 1 && j % kTogether == kTogether - 1) {
+          x_read_.read(x_tile(next_stage), next, group, b);
         }
       }
     }
-    if (kCopyEnd == kRounds) finish_copies();
   }
 
-  /// What happens after mma i of a round: copies, and conversions after the time that the weights
-  /// take from shared memory.
-  __device__ __forceinline__ void between(int round, int i, int filled) {
+  /// What happens after mma i of a step: copies in all steps but the last; conversions, after the
+  /// time that the weights take from shared memory.
+  __device__ __forceinline__ void between(int step, int i, int filled) {
     constexpr int kBursts = (kCopies + kBurst - 1) / kBurst;
-    constexpr int kCopyEvery = (kCopyEnd - kCopyBegin) * kMma / kBursts;
-    const int slot = (round - kCopyBegin) * kMma + i;
-    if (round >= kCopyBegin && round < kCopyEnd && slot % kCopyEvery == kCopyEvery / 2) {
+    constexpr int kCopyEvery = kLast * kMma / kBursts;
+    const int slot = step * kMma + i;
+    if (step < kLast && slot % kCopyEvery == kCopyEvery / 2) {
       const int first = slot / kCopyEvery * kBurst;
 #pragma unroll
       for (int c = first; c < first + kBurst && c < kCopies; ++c) copy(c, filled);
@@ -163,7 +150,7 @@ class tiled_block {
     constexpr int kWait = kMma / 4, kEvery = (kMma - kWait) / weights::kParts;
     const int after = i - kWait;
     if (after >= 0 && after % kEvery == 0 && after / kEvery < weights::kParts) {
-      weights::convert(raw_, after / kEvery, a_[1 - round % 2]);
+      weights::convert(raw_, after / kEvery, a_[1 - step % 2]);
     }
   }
 
@@ -175,7 +162,7 @@ class tiled_block {
   weights w_read_;
   typename weights::words raw_;
   typename weights::fragments a_[2];
-  typename x_reader<Element>::fragments b_[kAhead];
+  typename x_reader<Element>::fragments b_[kGroups];
 };
 
 template <class T, class Element, class Out, class Epilogue, tiled_tile Tile, bool Aligned>
