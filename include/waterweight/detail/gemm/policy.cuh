@@ -81,11 +81,11 @@ struct default_tiled_selector {
   static constexpr tile_time time_of(tiled_tile tile) {
     switch (tile) {
       case tiled_tile::m64_n64:
-        return {480, 8300, 2500};
+        return {240, 1200, 2500};
       case tiled_tile::m128_n128:
-        return {420, 5000, 0};
+        return {880, 2100, 500};
       default:
-        return {760, 12500, 600};
+        return {1670, 3300, 9700};
     }
   }
   static constexpr int kMaxSplits = 8;
