@@ -130,7 +130,7 @@ TYPED_TEST(TiledGemmTest, WhatTheSelectorChoosesForFewSms) {
         << "without a workspace nothing can be shared";
     this->check(shape, test::Kind::residual, plan, generator);
   }
-  EXPECT_GT(shared, 1);
+  EXPECT_GT(shared, 0);
 }
 
 TYPED_TEST(TiledGemmTest, RowsThatStartAnywhere) {
