@@ -11,9 +11,9 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
 /// Y[m, n] = epilogue(scale[n] * sum_k X[m, k] * Wq[n, k], m, n), summed in fp32.
-/// One aligned token takes integer tensor cores instead: X is rounded to 24-bit fixed point of its
-/// largest |x|, in steps of at least 2^-126, and the sum is exact (device/fixed_point.cuh). A token
-/// with a NaN or an infinity is then NaN throughout.
+/// One aligned token may take integer tensor cores instead, before compute capability 9.0: X is
+/// rounded to 24-bit fixed point of its largest |x|, in steps of at least 2^-126, and the sum is
+/// exact (device/fixed_point.cuh). A token with an infinity may be NaN throughout.
 ///
 /// X: __half or __nv_bfloat16 (possibly const). Out: the same type or float.
 /// x: [M, K], y: [M, N], w: [N, K] INT8 and scale[N]; all row-major, any leading dimension >= the

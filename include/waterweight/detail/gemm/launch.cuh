@@ -6,6 +6,7 @@
 #include <waterweight/detail/gemm/fixed_point_kernel.cuh>
 #include <waterweight/detail/gemm/gemv_kernel.cuh>
 #include <waterweight/detail/gemm/policy.cuh>
+#include <waterweight/detail/gemm/stream_launch.cuh>
 #include <waterweight/detail/gemm/tiled_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_selector.cuh>
@@ -45,6 +46,21 @@ struct gemm_launcher {
     }
   }
 
+  /// cudaErrorInvalidDeviceFunction: not for this kernel, nothing was launched.
+  template <int NTiles>
+  cudaError_t stream_weights(const device_info& device) const {
+    if constexpr (kCompiledForSm90) {
+      using launcher = stream_launcher<T, Element, Out, Epilogue>;
+      const stream_plan plan =
+          make_stream_plan(device.sm_count, w.rows, w.cols, w.ld, sizeof(Element), NTiles);
+      if (plan.clusters > 0 && launcher::present()) {
+        return launcher{x, w, y, epilogue, stream, early == early_read::weights}
+            .template run<NTiles>(plan);
+      }
+    }
+    return cudaErrorInvalidDeviceFunction;
+  }
+
   template <int NTiles>
   cudaError_t gemv() const {
     return launch(gemv_kernel<T, Element, Out, Epilogue, NTiles>,
@@ -58,6 +74,11 @@ struct gemm_launcher {
                           x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
     const gemm_kind kind = default_gemm_selector{}(
         x.rows, copyable && w.cols % 16 == 0, is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
+    if (kind != gemm_kind::tiled && may_stream(device)) {
+      const cudaError_t status =
+          x.rows <= 8 ? stream_weights<1>(device) : stream_weights<2>(device);
+      if (status != cudaErrorInvalidDeviceFunction) return status;
+    }
     if constexpr (is_quantized_v<Element>) {
       if (kind == gemm_kind::fixed_point) return fixed_point(device);
     }

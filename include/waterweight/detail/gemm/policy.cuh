@@ -92,7 +92,9 @@ struct default_tiled_selector {
 
 enum class gemm_kind { fixed_point, gemv, tiled };
 
-/// The default choice. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
+/// The default choice, but that the streaming kernel (stream_kernel.cuh) takes the place of
+/// fixed_point and gemv where it runs. `aligned`: rows of X and W start on 16-byte boundaries and
+/// K % 16 == 0.
 /// `integer`: INT8 weights and a K that the integer kernel takes. Against cuBLAS FP16 on H200
 /// (gemm_bench, geometric mean of Pythia-2.8B's shapes) it reaches 1.4 at M = 1 but 1.22 with two
 /// tokens; the converting GEMV reaches 1.34 there and at M = 4.
