@@ -14,8 +14,8 @@ namespace detail {
 
 /// The block's mbarriers.
 struct stream_barriers {
-  std::uint64_t full[kStreamMaxSlots];                      ///< a tile is there
-  std::uint64_t empty[kStreamMaxSlots];                     ///< and has been read
+  std::uint64_t full[kStreamMaxGroups];                     ///< a group is there
+  std::uint64_t empty[kStreamMaxSlots];                     ///< a tile has been read
   std::uint64_t summed[kStreamBuffers];                     ///< the warps' sums are there
   std::uint64_t free[kStreamBuffers];                       ///< and have been read
   std::uint64_t received[kStreamInboxes];                   ///< the sums of all blocks are there
@@ -23,7 +23,8 @@ struct stream_barriers {
 
   /// Those of the ring that who fills it needs, by one thread.
   __device__ __forceinline__ void init_full(const stream_plan& plan) {
-    for (int i = 0; i < plan.slots; ++i) mbarrier_init(full + i, 1);
+#pragma unroll
+    for (int i = 0; i < kStreamMaxGroups; ++i) mbarrier_init(full + i, kStreamTiles);
     mbarrier_init_fence();
   }
 
@@ -69,14 +70,16 @@ struct stream_share {
   }
 };
 
-/// A place in the ring.
-struct stream_slot {
-  int slot = 0;
+/// The i-th of things that take turns at `count` places.
+struct stream_turn {
+  int place = 0;
   std::uint32_t parity = 0;
 
-  __device__ __forceinline__ stream_slot after(int tiles, int slots) const {
-    const int next = slot + tiles;
-    return next < slots ? stream_slot{next, parity} : stream_slot{next - slots, parity ^ 1};
+  __device__ __forceinline__ void advance(int count) {
+    if (++place == count) {
+      place = 0;
+      parity ^= 1;
+    }
   }
 };
 

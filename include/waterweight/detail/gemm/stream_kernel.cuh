@@ -41,6 +41,7 @@ class stream_filler {
   /// As many tiles as there is room for.
   __device__ __forceinline__ void begin() const {
     for (int tile = 0; tile < known_; ++tile) push(tile, tile);
+    if (known_ == share_.tiles) complete_last_group();
   }
 
   /// Asks for the tiles after those to be brought into L2: memory has time until activations are
@@ -56,37 +57,46 @@ class stream_filler {
   /// The others. The next kernel may start when there is little more to ask for: earlier, its
   /// blocks would compete for memory, and have nothing left to ask for when it falls idle.
   __device__ __forceinline__ void run() const {
-    stream_slot at;
-    bool told = false;
+    stream_turn at;
     for (int tile = known_; tile < share_.tiles; ++tile) {
-      if (!told && tile + kStreamLast >= share_.tiles) {
-        launch_dependents();
-        told = true;
-      }
-      mbarrier_wait(barriers_.empty + at.slot, at.parity);
-      push(tile, at.slot);
-      at = at.after(1, plan_.slots);
+      if (tile == max(known_, share_.tiles - kStreamLast)) launch_dependents();
+      mbarrier_wait(barriers_.empty + at.place, at.parity);
+      push(tile, at.place);
+      at.advance(plan_.slots);
     }
-    launch_dependents();
+    if (known_ == share_.tiles) {
+      launch_dependents();
+    } else {
+      complete_last_group();
+    }
   }
 
  private:
+  __device__ __forceinline__ std::uint64_t* full(int tile) const {
+    return barriers_.full + tile / kStreamTiles % kStreamMaxGroups;
+  }
+
+  /// For the tiles that the last group lacks.
+  __device__ __forceinline__ void complete_last_group() const {
+    const int lacking = share_.groups() * kStreamTiles - share_.tiles;
+    if (static_cast<int>(threadIdx.x) % 32 < lacking) mbarrier_arrive(full(share_.tiles - 1));
+  }
+
   __device__ __forceinline__ void push(int tile, int slot) const {
     const int lane = threadIdx.x % 32, row = share_.row_of(tile);
     const int count = min(kStreamTile, rows_ - row);
-    std::uint64_t* const full = barriers_.full + slot;
     std::byte* const to = ring_ + slot * plan_.tile_bytes();
     if (plan_.whole_rows) {
       if (lane == 0) {
-        mbarrier_arrive_expect(full, count * share_.k_bytes);
-        bulk_copy(to, first_ + row * ld_, count * share_.k_bytes, full, policy_);
+        mbarrier_arrive_expect(full(tile), count * share_.k_bytes);
+        bulk_copy(to, first_ + row * ld_, count * share_.k_bytes, full(tile), policy_);
       }
     } else {
-      if (lane == 0) mbarrier_arrive_expect(full, count * share_.k_bytes);
+      if (lane == 0) mbarrier_arrive_expect(full(tile), count * share_.k_bytes);
       __syncwarp();
       if (lane < count) {
-        bulk_copy(to + lane * plan_.pitch(), first_ + (row + lane) * ld_, share_.k_bytes, full,
-                  policy_);
+        bulk_copy(to + lane * plan_.pitch(), first_ + (row + lane) * ld_, share_.k_bytes,
+                  full(tile), policy_);
       }
     }
   }
@@ -150,29 +160,32 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     wait_for_earlier_kernels();
     multiplier mine(plan, share);
     mine.load(x, x_ld, m_count, share);
-    stream_slot at;
+    // Kept in registers: what they are made of takes its time.
+    std::uint32_t full = shared_address(barriers.full), empty = shared_address(barriers.empty);
+    std::uint32_t summed = shared_address(barriers.summed), free = shared_address(barriers.free);
+    int slots = plan.slots, tile_bytes = plan.tile_bytes();
+    asm volatile(""
+                 : "+r"(full), "+r"(empty), "+r"(summed), "+r"(free), "+r"(slots),
+                   "+r"(tile_bytes));
+    const auto wrapped = [&](int slot) { return slot < slots ? slot : slot - slots; };
+    const int upper = multiplier::group() / kStreamTile;  // rows of the second and last tile
+    float* const to = sums + warp * kSums;
+    stream_turn turn, buffer;
+    int slot = 0;  // of the group's first tile
     for (int q = 0; q < groups; ++q) {
-      stream_slot tile[kStreamTiles];
-#pragma unroll
-      for (int i = 0; i < kStreamTiles; ++i) {
-        tile[i] = at.after(i, plan.slots);
-        if (q * kStreamTiles + i < share.tiles) {
-          mbarrier_wait(barriers.full + tile[i].slot, tile[i].parity);
-        }
-      }
-      const bool upper = multiplier::group() >= kStreamTile;
-      const int low = upper ? tile[1].slot : tile[0].slot;
-      const int high = upper ? tile[3].slot : tile[2].slot;
-      mine.multiply(ring + low * plan.tile_bytes(), ring + high * plan.tile_bytes(), [&] {
-        __syncwarp();
-        if (lane < kStreamTiles) mbarrier_arrive(barriers.empty + at.after(lane, plan.slots).slot);
-      });
-      at = at.after(kStreamTiles, plan.slots);
-      const int buffer = q % kStreamBuffers;
-      mbarrier_wait(barriers.free + buffer, (q / kStreamBuffers & 1) ^ 1);
-      mine.write_sums(sums + (buffer * kStreamWarps + warp) * kSums);
+      mbarrier_wait(full + turn.place * 8, turn.parity);
+      turn.advance(kStreamMaxGroups);
+      mine.multiply(ring + wrapped(slot + upper) * tile_bytes,
+                    ring + wrapped(slot + upper + 2) * tile_bytes, [&] {
+                      __syncwarp();
+                      if (lane < kStreamTiles) mbarrier_arrive(empty + wrapped(slot + lane) * 8);
+                    });
+      slot = wrapped(slot + kStreamTiles);
+      mbarrier_wait(free + buffer.place * 8, buffer.parity ^ 1);
+      mine.write_sums(to + buffer.place * kStreamWarps * kSums);
       __syncwarp();
-      if (lane == 0) mbarrier_arrive(barriers.summed + buffer);
+      if (lane == 0) mbarrier_arrive(summed + buffer.place * 8);
+      buffer.advance(kStreamBuffers);
     }
   } else if (warp == kStreamWarps) {
     constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float)), kAhead = kStreamScales / 2;

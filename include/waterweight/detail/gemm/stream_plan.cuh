@@ -13,7 +13,9 @@ inline constexpr int kStreamChunk = 64;  ///< bytes of a row of W that a warp ta
 inline constexpr int kStreamTile = 4;    ///< neighbouring rows of W, copied together
 inline constexpr int kStreamGroup = 16;  ///< rows of W multiplied together: four tiles
 inline constexpr int kStreamTiles = kStreamGroup / kStreamTile;
-inline constexpr int kStreamMaxSlots = 20;   ///< of the ring, a tile each
+inline constexpr int kStreamMaxSlots = 20;  ///< of the ring, a tile each
+/// Groups that may be in the ring at a time, and one to keep their barriers' phases apart.
+inline constexpr int kStreamMaxGroups = kStreamMaxSlots / kStreamTiles + 2;
 inline constexpr int kStreamMaxCluster = 8;  ///< a portable cluster
 inline constexpr int kStreamBuffers = 2;     ///< of sums on their way from the warps
 inline constexpr int kStreamInboxes = 2;     ///< groups whose sums a block can take from others
