@@ -125,6 +125,8 @@ struct wgmma_consumer {
   using instruction = wgmma<T, P.tokens>;
   static constexpr int kSteps = kWgmmaBlockK / 16;
   using fragments = std::uint32_t[kSteps][4];
+  static constexpr float kUnit =
+      is_quantized_v<Element> ? scaled_dequantizer<T>::kUnit : 1.0f;  ///< of the sums
   wgmma_ring<Element, Tile> ring;
   int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
@@ -161,7 +163,7 @@ struct wgmma_consumer {
   __device__ __forceinline__ static void convert(std::uint32_t (&a)[4],
                                                  const std::uint32_t (&raw)[4]) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) a[e] = dequantize_two<T>(raw[e]);
+    for (int e = 0; e < 4; ++e) a[e] = scaled_dequantizer<T>::two(raw[e]);
   }
 
   /// The first block of the current stage, once it is filled.
@@ -269,7 +271,7 @@ struct wgmma_consumer {
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
     const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const bool leader = threadIdx.x % 128 == 0;
     const int barrier = 1 + threadIdx.x / 128;
 #pragma unroll kUnrolled
@@ -307,7 +309,7 @@ struct wgmma_consumer {
     constexpr int kGroups = P.chunk / 8;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const int barrier = 1 + threadIdx.x / 128;
     const wgmma_staging<Out, P.chunk> place{staging};
     mbarrier_wait(parts.barrier, 0);
