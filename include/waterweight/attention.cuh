@@ -15,7 +15,16 @@ template <class T>
 [[nodiscard]] cudaError_t rotary_embed(heads_view<T> x, rotary_view rotary,
                                        const std::int32_t* first_position,
                                        cudaStream_t stream) noexcept {
-  return detail::launch_rotary(x, rotary, first_position, stream);
+  return detail::launch_rotary<T>(x, nullptr, rotary, first_position, stream);
+}
+
+/// The same of x and y, say queries and keys, in one launch. y: [batch, tokens, at most as many
+/// heads, head_dim]; must not overlap x.
+template <class T>
+[[nodiscard]] cudaError_t rotary_embed(heads_view<T> x, heads_view<T> y, rotary_view rotary,
+                                       const std::int32_t* first_position,
+                                       cudaStream_t stream) noexcept {
+  return detail::launch_rotary<T>(x, &y, rotary, first_position, stream);
 }
 
 /// Causal attention of a prompt, scale 1/sqrt(head_dim), softmax in fp32, no N x N matrix.
@@ -40,6 +49,17 @@ template <class T>
                                                 float* lse, float* column_sums,
                                                 cudaStream_t stream) noexcept {
   return detail::launch_prefill<T>(device, q, k, v, lengths, out, lse, column_sums, stream);
+}
+
+/// The column sums alone, from the lse that h2o_prefill_attention left: for those who want them
+/// later, say of several layers in one launch, as sequences of one batch. Arguments, cost per head
+/// and results as there; lse and column_sums must not be null. X: T or const T.
+template <class X>
+[[nodiscard]] cudaError_t h2o_column_sums(heads_view<X> q, detail::type_identity_t<heads_view<X>> k,
+                                          const std::int32_t* lengths, const float* lse,
+                                          float* column_sums, cudaStream_t stream) noexcept {
+  return detail::launch_column_sums<std::remove_const_t<X>>(q, k, lengths, lse, column_sums,
+                                                            stream);
 }
 
 /// One decode step of one layer: rotate q and k_new at position step[b], append (k, v) to

@@ -56,13 +56,14 @@ template <class T>
   return detail::launch_compact<T>(k, v, position, cache, stream);
 }
 
-/// After prefill of one layer: h2o_select, then h2o_compact.
+/// After prefill of the layers that `state` covers: h2o_select, then h2o_compact.
 ///
-/// column_sums: [batch, kv_heads, tokens]. state.score null: column_sums may be null and every
-/// prompt must fit and is kept whole (tokens < capacity). lengths as in h2o_prefill_attention
-/// (null: all `tokens`). Not with per_model, which needs the scores of all layers first: call
-/// h2o_select for all of them, then h2o_compact for each. ws: h2o_workspace_bytes(policy, 1, batch,
-/// tokens).
+/// k, v: [layers * batch, tokens, kv_heads, head_dim]: the sequences of a layer behind those of the
+/// layer before. column_sums: [layers, batch, kv_heads, tokens]. cache: of the first of the layers;
+/// its batch is that of one layer, and K and V of a layer begin state.layer_stride * capacity *
+/// head_dim elements after the one before. state.score null: column_sums may be null and every
+/// prompt must fit and is kept whole (tokens < capacity). lengths as in h2o_select. per_model needs
+/// all layers in one call. ws: h2o_workspace_bytes(policy, state.layers, cache.batch, tokens).
 template <class T>
 [[nodiscard]] cudaError_t h2o_select_and_compact(
     detail::type_identity_t<heads_view<const T>> k, detail::type_identity_t<heads_view<const T>> v,

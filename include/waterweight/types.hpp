@@ -162,7 +162,7 @@ struct h2o_state_view {
   /// under policy.bounded(capacity_of[b]). Taken as at least sinks + recent + evict_every and at
   /// most capacity. Null: all may use `capacity`; must be null where score is.
   const std::int32_t* capacity_of = nullptr;
-  int layers = 1;  ///< layers the view covers; 1 but for h2o_select and h2o_evict
+  int layers = 1;  ///< layers the view covers; 1 but for h2o_select* and h2o_evict
   /// From a layer to the next, in heads: at least batch * kv_heads; of no meaning with one layer.
   /// Scores and positions are layer_stride * capacity elements apart, free slots layer_stride.
   std::int64_t layer_stride = 0;

@@ -55,6 +55,23 @@ class PrefillTest : public test::GpuTest {
           EXPECT_TRUE(test::same_bits(first_out, out.host)) << "out differs from run to run";
           EXPECT_TRUE(test::same_bits(first_sums, got_sums)) << "sums differ from run to run";
         });
+
+    // A device of one SM takes the tiles of long prompts, and the sums may be asked for later.
+    waterweight::device_info small = device;
+    small.sm_count = 1;
+    out.poison();
+    lse.poison();
+    sums.poison();
+    const std::int32_t* const some_lengths = lengths.empty() ? nullptr : d_lengths.data();
+    ASSERT_CUDA(waterweight::h2o_prefill_attention(small, q.device(), k.device(), v.device(),
+                                                   some_lengths, out.device(), lse.data(), nullptr,
+                                                   stream));
+    ASSERT_CUDA(waterweight::h2o_column_sums(q.device(), k.device(), some_lengths, lse.data(),
+                                             sums.data(), stream));
+    ASSERT_CUDA(cudaStreamSynchronize(stream));
+    out.download();
+    EXPECT_TRUE(test::same_bits(first_out, out.host)) << "out differs with the tile";
+    EXPECT_TRUE(test::same_bits(first_sums, sums.download())) << "sums differ from those in one";
   }
 
   void compare(const Shape& s, const std::vector<std::int32_t>& lengths, test::Heads<T>& q,
@@ -201,6 +218,38 @@ TYPED_TEST(PrefillTest, RotaryTurnsTheFirstDimsOnly) {
   }
 }
 
+TYPED_TEST(PrefillTest, RotaryOfTwoIsThatOfEach) {
+  std::mt19937 generator(27);
+  using T = TypeParam;
+  for (int kv_heads : {1, 3}) {
+    test::Heads<T> q(2, 9, 3, 80), k(2, 9, kv_heads, 80);
+    q.fill(generator);
+    k.fill(generator);
+    const std::vector<float> inv_freq = test::inverse_frequencies(20);
+    test::DeviceBuffer<float> d_inv_freq(inv_freq);
+    const waterweight::rotary_view rotary{d_inv_freq.data(), 20};
+    for (auto* x : {&q, &k}) {
+      ASSERT_CUDA(waterweight::rotary_embed(x->device(), rotary, nullptr, this->stream));
+    }
+    ASSERT_CUDA(cudaStreamSynchronize(this->stream));
+    const std::vector<T> plain_q = q.host, plain_k = k.host;
+    q.download();
+    k.download();
+    const std::vector<T> want_q = q.host, want_k = k.host;
+    q.host = plain_q;
+    k.host = plain_k;
+    q.upload();
+    k.upload();
+    ASSERT_CUDA(waterweight::rotary_embed(q.device(), k.device(), rotary, nullptr, this->stream));
+    ASSERT_CUDA(cudaStreamSynchronize(this->stream));
+    q.download();
+    k.download();
+    EXPECT_FALSE(test::same_bits(plain_q, q.host));
+    EXPECT_TRUE(test::same_bits(want_q, q.host));
+    EXPECT_TRUE(test::same_bits(want_k, k.host));
+  }
+}
+
 TEST(PrefillArguments, AreCheckedBeforeAnyLaunch) {
   alignas(16) __half data[512];
   float lse[8], sums[8];
@@ -243,6 +292,17 @@ TEST(PrefillArguments, AreCheckedBeforeAnyLaunch) {
             waterweight::rotary_embed(good, waterweight::rotary_view{lse, 15}, nullptr, nullptr));
   EXPECT_EQ(cudaErrorInvalidValue,
             waterweight::rotary_embed(good, waterweight::rotary_view{lse, 66}, nullptr, nullptr));
+  bad = good;
+  bad.heads = 3;
+  EXPECT_EQ(cudaErrorInvalidValue,
+            waterweight::rotary_embed(good, bad, waterweight::rotary_view{lse, 16}, nullptr,
+                                      nullptr));  // more heads than the first
+  EXPECT_EQ(cudaErrorInvalidValue,
+            waterweight::h2o_column_sums(good, good, nullptr, nullptr, sums, nullptr));
+  EXPECT_EQ(cudaErrorInvalidValue,
+            waterweight::h2o_column_sums(good, good, nullptr, lse, nullptr, nullptr));
+  EXPECT_EQ(cudaErrorInvalidValue,
+            waterweight::h2o_column_sums(good, bad, nullptr, lse, sums, nullptr));
 }
 
 }  // namespace

@@ -81,7 +81,7 @@ TYPED_TEST(GemmInPlaceTest, ResidualMayBeTheOutput) {
         this->device, matrix_view<T>{x.data(), m, 96, 96},
         int8_weight_view{w.data(), scale.data(), 50, 96, 96},
         matrix_view<float>{y.data(), m, 50, 50},
-        waterweight::bias_residual_epilogue<T, float>{bias.data(), y.data(), 50}, this->workspace(),
+        test::AnyEpilogue<T>{test::Kind::residual, bias.data(), y.data(), 50}, this->workspace(),
         this->stream));
     ASSERT_CUDA(cudaStreamSynchronize(this->stream));
     this->compare(problem, test::Kind::residual, y.download());
@@ -100,12 +100,11 @@ class GemmExtremeTokenTest : public test::GemmFixture<std::tuple<T, std::int8_t,
     test::DeviceBuffer<std::int8_t> w(problem.w);
     test::DeviceBuffer<float> scale(problem.scale), y(kN);
     y.poison();
-    EXPECT_EQ(cudaSuccess,
-              waterweight::w8a16_gemm(this->device, matrix_view<T>{x.data(), 1, kK, kK},
-                                      int8_weight_view{w.data(), scale.data(), kN, kK, kK},
-                                      matrix_view<float>{y.data(), 1, kN, kN},
-                                      waterweight::identity_epilogue{}, waterweight::workspace{},
-                                      this->stream));
+    EXPECT_EQ(cudaSuccess, waterweight::w8a16_gemm(
+                               this->device, matrix_view<T>{x.data(), 1, kK, kK},
+                               int8_weight_view{w.data(), scale.data(), kN, kK, kK},
+                               matrix_view<float>{y.data(), 1, kN, kN}, test::AnyEpilogue<T>{},
+                               waterweight::workspace{}, this->stream));
     EXPECT_EQ(cudaSuccess, cudaStreamSynchronize(this->stream));
     return y.download();
   }

@@ -31,6 +31,8 @@ template <class T>
 constexpr bool tested_with<waterweight::bias_epilogue<T>> = true;
 template <class T, class R>
 constexpr bool tested_with<waterweight::bias_residual_epilogue<T, R>> = true;
+template <class T>
+constexpr bool tested_with<test::AnyEpilogue<T>> = true;
 
 template <class Types>
 class WgmmaGemmTest : public test::GemmFixture<Types> {

@@ -185,19 +185,31 @@ TEST_F(SelectModelTest, OneSetForAllLayers) {
       }
       return status;
     };
-    run_eager_and_captured([&] { caches.empty(); }, body,
-                           [&](int) {
-                             caches.download();
-                             EXPECT_EQ(want_position, caches.position);
-                             EXPECT_EQ(want_free, caches.free_slot);
-                             EXPECT_EQ(want_length, caches.length);
-                             EXPECT_EQ(want_step, caches.step);
-                             EXPECT_EQ(want_score, caches.score);
-                             EXPECT_TRUE(test::same_bits(want_k, caches.k));
-                             EXPECT_TRUE(test::same_bits(want_v, caches.v));
-                             EXPECT_EQ(std::vector<float>(scratch.size(), 0.0f),
-                                       scratch.download());
-                           });
+    const auto compare = [&](int) {
+      caches.download();
+      EXPECT_EQ(want_position, caches.position);
+      EXPECT_EQ(want_free, caches.free_slot);
+      EXPECT_EQ(want_length, caches.length);
+      EXPECT_EQ(want_step, caches.step);
+      EXPECT_EQ(want_score, caches.score);
+      EXPECT_TRUE(test::same_bits(want_k, caches.k));
+      EXPECT_TRUE(test::same_bits(want_v, caches.v));
+      EXPECT_EQ(std::vector<float>(scratch.size(), 0.0f), scratch.download());
+    };
+    run_eager_and_captured([&] { caches.empty(); }, body, compare);
+    // Both in one: the sums then lie without gaps.
+    std::vector<float> close;
+    for (int l = 0; l < layers; ++l) {
+      const auto layer = sums.begin() + l * layer_stride;
+      close.insert(close.end(), layer, layer + batch * kv_heads * tokens);
+    }
+    test::DeviceBuffer<float> d_close(close);
+    const auto both = [&] {
+      return waterweight::h2o_select_and_compact(k.device(), v.device(), d_close.data(),
+                                                 d_lengths.data(), caches.cache(0), caches.state(),
+                                                 policy, {scratch.data(), scratch.bytes()}, stream);
+    };
+    run_eager_and_captured([&] { caches.empty(); }, both, compare);
   }
 }
 
@@ -237,7 +249,7 @@ TEST(SelectArguments, AreCheckedBeforeAnyLaunch) {
   constexpr auto model = waterweight::h2o_granularity::per_model;
   EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 1, layer}, {}));
   EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 1, layer}, {numbers, 15}));
-  EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 1, model}, {numbers, 64}));
+  EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 1, model}, {numbers, 15}));
   EXPECT_EQ(cudaErrorInvalidValue, with({0, 2, 1, 0}, {}));
   const auto select = [&](waterweight::h2o_score_view scores, waterweight::h2o_state_view s) {
     return waterweight::h2o_select(scores, nullptr, s, 4, budget, {}, nullptr);

@@ -13,6 +13,11 @@
 
 namespace pythia {
 
+/// Sequences up to which a fork pays: on an H200 a step of Pythia-2.8B with 1 sequence and FP16
+/// weights took 1.95 instead of 2.11 ms, with 16 and INT8 2.43 instead of 2.69, with 64 4.53
+/// instead of 4.48.
+constexpr int kMostForkedRows = 16;
+
 /// Everything a step touches, in device memory that does not move.
 template <class T>
 struct DecodeStep {
@@ -20,21 +25,21 @@ struct DecodeStep {
   const CudaWeights<T>* weights = nullptr;
   const KvState<T>* kv = nullptr;
   Activations<T> activations;  ///< at least batch rows
+  SideStream* side = nullptr;  ///< for what may run beside the attention
+  waterweight::workspace side_workspace;
   waterweight::rotary_view rotary;
   const std::int32_t* tokens = nullptr;  ///< [batch] to be fed
   float* logits = nullptr;               ///< [batch, vocab] of what follows them
 };
 
-/// The last LayerNorm and the head: logits[rows, vocab] of rows of the residual stream; row_index
-/// as in layernorm().
+/// The last LayerNorm and the head: logits[rows, vocab] of rows of the residual stream.
 template <class T>
 void run_head(const LaunchContext& launch, const Config& config, const CudaWeights<T>& weights,
-              const float* residual, const std::int32_t* row_index, int rows, T* normed,
-              float* logits) {
-  check_cuda(layernorm(residual, row_index, rows, config.hidden_size,
-                       static_cast<float>(config.layer_norm_eps),
-                       norm_into(weights.final_norm, normed), LayerNormOutput<T>{}, launch.stream),
-             "layernorm");
+              const float* residual, int rows, T* normed, float* logits) {
+  check_cuda(
+      layernorm(residual, rows, config.hidden_size, static_cast<float>(config.layer_norm_eps),
+                norm_into(weights.final_norm, normed), LayerNormOutput<T>{}, launch.stream),
+      "layernorm");
   apply_linear(launch, weights.embed_out, normed, rows, logits, waterweight::identity_epilogue{});
 }
 
@@ -76,18 +81,26 @@ void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step,
   for (std::size_t i = 0; i < step.weights->layers.size(); ++i) {
     waterweight::kv_cache_view<T> cache = step.kv->caches[i];
     cache.batch = batch;
-    run_layer(launch, config, step.weights->layers[i], activations, batch, [&] {
+    const CudaLayer<T>& layer = step.weights->layers[i];
+    const auto attend = [&] {
       check_cuda(
           waterweight::h2o_decode_attention<T>(
               launch.device, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
               step.kv->policy, contiguous_heads(activations.attention_out, config, batch, 1),
               launch.workspace, launch.stream, waterweight::early_read::cache),
           "h2o_decode_attention");
-    });
+    };
+    if (config.parallel_residual && batch <= kMostForkedRows) {
+      run_forked_layer(launch, step.side, step.side_workspace, config, layer, activations, batch,
+                       attend);
+    } else {
+      begin_layer(launch, config, layer, activations, batch, attend);
+      end_layer(launch, config, layer, activations, batch);
+    }
   }
   enqueue_policy(launch, *step.kv, batch);
-  run_head(launch, config, *step.weights, activations.residual, nullptr, batch,
-           activations.attention_in, step.logits);
+  run_head(launch, config, *step.weights, activations.residual, batch, activations.attention_in,
+           step.logits);
 }
 
 }  // namespace pythia

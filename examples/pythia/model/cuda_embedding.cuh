@@ -5,12 +5,15 @@
 
 #include <cstdint>
 #include <waterweight/detail/arch/convert.cuh>
+#include <waterweight/detail/arch/dependent_launch.cuh>
+#include <waterweight/detail/launch.cuh>
 
 namespace pythia {
 
 template <class T>
 __global__ void embedding_kernel(const T* table, const std::int32_t* tokens, int hidden,
                                  float* residual) {
+  waterweight::detail::follow_earlier_kernels();
   const std::int64_t row = blockIdx.x;
   const T* source = table + static_cast<std::int64_t>(tokens[row]) * hidden;
   for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
@@ -23,8 +26,9 @@ template <class T>
 cudaError_t embed(const T* table, const std::int32_t* tokens, int rows, int hidden, float* residual,
                   cudaStream_t stream) {
   constexpr int kThreads = 256;
-  embedding_kernel<<<rows, kThreads, 0, stream>>>(table, tokens, hidden, residual);
-  return cudaGetLastError();
+  return waterweight::detail::launch_following(embedding_kernel<T>, static_cast<unsigned>(rows),
+                                               kThreads, 0, stream, table, tokens, hidden,
+                                               residual);
 }
 
 }  // namespace pythia

@@ -42,8 +42,7 @@ std::vector<std::int32_t> CudaEngine<T>::start(
   expected_ = under_way_ = 0;
   upload_prompts(prompts, tokens);
   enqueue_prefill(launch_, prefill(), &kv_, batch, tokens);
-  run_head(launch_, config_, weights_, activations_.residual, last_rows_, batch,
-           activations_.attention_in, logits_);
+  run_head(launch_, config_, weights_, last_.residual, batch, last_.attention_in, logits_);
   check_cuda(
       sample(logits_, batch, config_.vocab_size, lengths_, 0, sampling_target(), launch_.stream),
       "sample");

@@ -50,6 +50,8 @@ class CudaEngine final : public Engine {
 
  private:
   static constexpr int kScoredRows = 256;  // rows of logits [rows, vocab] held at a time
+  /// Rows of Q, K and V that the layers of a prompt share, see Prefill::layers_at_once.
+  static constexpr std::size_t kRowsAtOnce = 2048;
   static constexpr int kMostUnderWay = 4;  // steps launched whose tokens nobody has asked for yet
 
   /// Buffers that only scoring needs, allocated when it is first asked for.
@@ -66,7 +68,7 @@ class CudaEngine final : public Engine {
 
   void plan_buffers();
   void upload_rotary();
-  DecodeStep<T> decode_step() const;
+  DecodeStep<T> decode_step();
   Prefill<T> prefill() const;
   void upload_prompts(const std::vector<std::vector<std::int32_t>>& prompts, int tokens);
   void begin_scoring(const std::vector<std::int32_t>& ids, int longest, const char* limit_name);
@@ -81,12 +83,12 @@ class CudaEngine final : public Engine {
   SamplingTarget sampling_target() const;
   std::vector<std::int32_t> sampled_tokens() const;
 
+  /// source: pageable memory, which has been read when this returns.
   template <class U>
   void upload(U* target, const U* source, std::size_t count) {
     check_cuda(
         cudaMemcpyAsync(target, source, count * sizeof(U), cudaMemcpyHostToDevice, stream_.get()),
         "cudaMemcpyAsync");
-    stream_.synchronize();  // the source may be gone when this returns
   }
   template <class U>
   std::vector<U> download(const U* source, std::size_t count) const {
@@ -104,19 +106,24 @@ class CudaEngine final : public Engine {
   std::string device_name_;
   MemoryMeter meter_;
   CudaStream stream_;
+  SideStream side_;
   LaunchContext launch_;
   DeviceArena arena_;
   CudaWeights<T> weights_;
   KvState<T> kv_;
   Activations<T> activations_;
+  Activations<T> last_;  ///< of the prompts' last tokens
   std::byte* workspace_ = nullptr;
-  float* inv_freq_ = nullptr;            ///< [rotary_dims / 2]
-  std::int32_t* prompt_ids_ = nullptr;   ///< [batch, max_prompt]
-  std::int32_t* lengths_ = nullptr;      ///< [batch] of the prompts
+  std::byte* side_memory_ = nullptr;
+  waterweight::workspace side_workspace_;  ///< of the GEMM of a step that runs beside others
+  float* inv_freq_ = nullptr;              ///< [rotary_dims / 2]
+  std::int32_t* prompt_ids_ = nullptr;     ///< [batch, max_prompt]
+  std::int32_t* lengths_ = nullptr;      ///< [layers, batch] of the prompts, of each layer the same
   std::int32_t* last_rows_ = nullptr;    ///< [batch] rows of the prompts' last tokens
   std::int32_t* tokens_ = nullptr;       ///< [batch] fed by the next step
-  float* lse_ = nullptr;                 ///< [batch, heads, max_prompt], null where nothing evicts
-  float* column_sums_ = nullptr;         ///< the same, of each layer where one set serves all
+  std::size_t held_rows_ = 0;            ///< see Prefill
+  float* lse_ = nullptr;                 ///< [held_rows, heads], null where nothing evicts
+  float* column_sums_ = nullptr;         ///< the same
   float* logits_ = nullptr;              ///< [batch, vocab]
   SamplingOptions* sampling_ = nullptr;  ///< one
   PinnedArray<std::int32_t> sampled_;    ///< [kMostUnderWay, batch], see SamplingTarget
@@ -149,6 +156,7 @@ CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& option
   plan_buffers();
   arena_.allocate(weight_staging_bytes(), &meter_);
   kv_.bind();
+  side_workspace_.data = side_memory_;
   token_step_.bind(decode_step(), sampling_target(), stream_.get());
   launch_.workspace.data = workspace_;
   upload_rotary();
@@ -164,17 +172,18 @@ void CudaEngine<T>::plan_buffers() {
   const auto heads = static_cast<std::size_t>(config_.num_heads);
   kv_.plan(config_, options_, &arena_);
   token_step_.plan(config_, options_, kv_, launch_.device, &arena_);
-  const std::size_t kept_layers =
-      kv_.one_set() ? static_cast<std::size_t>(config_.num_layers) : std::size_t{1};
-  activations_.plan(config_, rows, kept_layers, &arena_);
+  const auto layers = static_cast<std::size_t>(config_.num_layers);
+  held_rows_ = kv_.one_set() ? layers * rows : std::min(layers * rows, std::max(rows, kRowsAtOnce));
+  activations_.plan(config_, rows, held_rows_, &arena_);
+  last_.plan(config_, batch, 0, &arena_);
   arena_.add(&inv_freq_, static_cast<std::size_t>(config_.rotary_dims / 2));
   arena_.add(&prompt_ids_, rows);
-  arena_.add(&lengths_, batch);
+  arena_.add(&lengths_, layers * batch);
   arena_.add(&last_rows_, batch);
   arena_.add(&tokens_, batch);
   if (kv_.evicts) {
-    arena_.add(&lse_, rows * heads);
-    arena_.add(&column_sums_, kept_layers * rows * heads);
+    arena_.add(&lse_, held_rows_ * heads);
+    arena_.add(&column_sums_, held_rows_ * heads);
   }
   arena_.add(&logits_, batch * vocab);
   arena_.add(&sampling_, 1);
@@ -191,6 +200,9 @@ void CudaEngine<T>::plan_buffers() {
   launch_.workspace.bytes =
       std::max({gemm, decode, policy});  // left zero by each call, so they can share it
   arena_.add(&workspace_, launch_.workspace.bytes);
+  side_workspace_.bytes = waterweight::w8a16_gemm_workspace_bytes(
+      options_.batch_size, config_.intermediate_size, config_.hidden_size, launch_.device);
+  arena_.add(&side_memory_, side_workspace_.bytes);
 }
 
 template <class T>
@@ -200,15 +212,23 @@ void CudaEngine<T>::upload_rotary() {
 }
 
 template <class T>
-DecodeStep<T> CudaEngine<T>::decode_step() const {
-  return {&config_, &weights_, &kv_, activations_, {inv_freq_, config_.rotary_dims},
-          tokens_,  logits_};
+DecodeStep<T> CudaEngine<T>::decode_step() {
+  return {&config_,
+          &weights_,
+          &kv_,
+          activations_,
+          &side_,
+          side_workspace_,
+          {inv_freq_, config_.rotary_dims},
+          tokens_,
+          logits_};
 }
 
 template <class T>
 Prefill<T> CudaEngine<T>::prefill() const {
-  return {&config_,    &weights_, activations_, {inv_freq_, config_.rotary_dims},
-          prompt_ids_, lengths_,  lse_,         column_sums_};
+  return {&config_,    &weights_, activations_, last_, {inv_freq_, config_.rotary_dims},
+          prompt_ids_, lengths_,  last_rows_,   lse_,  column_sums_,
+          held_rows_};
 }
 
 template <class T>
@@ -239,7 +259,11 @@ void CudaEngine<T>::upload_prompts(const std::vector<std::vector<std::int32_t>>&
     last_rows.push_back(static_cast<std::int32_t>(first + prompts[b].size() - 1));
   }
   upload(prompt_ids_, padded.data(), padded.size());
-  upload(lengths_, lengths.data(), lengths.size());
+  std::vector<std::int32_t> of_layers;
+  for (int i = 0; i < config_.num_layers; ++i) {
+    of_layers.insert(of_layers.end(), lengths.begin(), lengths.end());
+  }
+  upload(lengths_, of_layers.data(), of_layers.size());
   upload(last_rows_, last_rows.data(), last_rows.size());
 }
 

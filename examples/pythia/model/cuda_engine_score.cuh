@@ -55,7 +55,7 @@ Scores CudaEngine<T>::score(const std::vector<std::int32_t>& ids) {
     rows = std::min(kScoredRows, count - first);
     const float* residual =
         activations_.residual + static_cast<std::int64_t>(first) * config_.hidden_size;
-    run_head(launch_, config_, weights_, residual, nullptr, rows, activations_.attention_in,
+    run_head(launch_, config_, weights_, residual, rows, activations_.attention_in,
              scoring_->logits);
     check_cuda(score_rows(scoring_->logits, rows, config_.vocab_size, scoring_->sequence(), nullptr,
                           first, nullptr, launch_.stream),
@@ -77,8 +77,7 @@ Scores CudaEngine<T>::score_decoded(const std::vector<std::int32_t>& ids, int pr
   }
   upload_prompts({{ids.begin(), ids.begin() + prefill_len}}, prefill_len);
   enqueue_prefill(launch_, prefill(), &kv_, 1, prefill_len);
-  run_head(launch_, config_, weights_, activations_.residual, last_rows_, 1,
-           activations_.attention_in, logits_);
+  run_head(launch_, config_, weights_, last_.residual, 1, last_.attention_in, logits_);
   check_cuda(score_rows(logits_, 1, config_.vocab_size, scoring_->sequence(), nullptr,
                         prefill_len - 1, tokens_, launch_.stream),
              "score_rows");

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 #include <waterweight/detail/arch/convert.cuh>
+#include <waterweight/detail/arch/dependent_launch.cuh>
+#include <waterweight/detail/launch.cuh>
 
 #include "examples/pythia/model/cuda_reduce.cuh"
 
@@ -54,15 +56,15 @@ class LayerNormColumns {
 };
 
 /// A block takes rows in turn and has a row in registers, E elements a thread: E * 256 >= hidden.
-/// Weights are read once per block, and the next row is under way while this one is summed up.
+/// Weights are read once per block, before earlier kernels have ended, and the next row is under
+/// way while this one is summed up.
 template <class T, int E>
 __global__ void __launch_bounds__(kLayerNormThreads, E <= 10 ? 2 : 1)
-    layernorm_kernel(const float* x, const std::int32_t* row_index, int rows, int hidden, float eps,
-                     LayerNormOutput<T> first, LayerNormOutput<T> second) {
+    layernorm_kernel(const float* x, int rows, int hidden, float eps, LayerNormOutput<T> first,
+                     LayerNormOutput<T> second) {
   float next[E];
   const auto load = [&](int row) {
-    const float* const source =
-        x + static_cast<std::int64_t>(row_index == nullptr ? row : row_index[row]) * hidden;
+    const float* const source = x + static_cast<std::int64_t>(row) * hidden;
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       const int i = static_cast<int>(threadIdx.x) + j * kLayerNormThreads;
@@ -70,8 +72,9 @@ __global__ void __launch_bounds__(kLayerNormThreads, E <= 10 ? 2 : 1)
     }
   };
   int row = static_cast<int>(blockIdx.x);
-  load(row);
   const LayerNormColumns<T, E> to_first(first, hidden), to_second(second, hidden);
+  waterweight::detail::follow_earlier_kernels();
+  load(row);
   for (; row < rows; row += static_cast<int>(gridDim.x)) {
     float value[E], sum = 0.0f, squares = 0.0f;
 #pragma unroll
@@ -95,28 +98,26 @@ __global__ void __launch_bounds__(kLayerNormThreads, E <= 10 ? 2 : 1)
 }
 
 template <class T, int E>
-cudaError_t launch_layernorm(const float* x, const std::int32_t* row_index, int rows, int hidden,
-                             float eps, LayerNormOutput<T> first, LayerNormOutput<T> second,
+cudaError_t launch_layernorm(const float* x, int rows, int hidden, float eps,
+                             LayerNormOutput<T> first, LayerNormOutput<T> second,
                              cudaStream_t stream) {
   // What an H200 runs at once, for rows of 2560: a block then keeps its weights for several rows.
   constexpr int kMostBlocks = 132 * 3;
   const int blocks = std::min(rows, kMostBlocks);
-  layernorm_kernel<T, E>
-      <<<blocks, kLayerNormThreads, 0, stream>>>(x, row_index, rows, hidden, eps, first, second);
-  return cudaGetLastError();
+  return waterweight::detail::launch_following(layernorm_kernel<T, E>,
+                                               static_cast<unsigned>(blocks), kLayerNormThreads, 0,
+                                               stream, x, rows, hidden, eps, first, second);
 }
 
-/// Normalises `rows` rows of x [*, hidden] once and writes them through one or two pairs of
-/// weights: the parallel residual needs both of the same input. row_index: [rows] rows of x to
-/// take, or null for 0, 1, ... All device memory; x must not overlap the outputs. hidden: at most
-/// 8192, else cudaErrorInvalidValue.
+/// Normalises the rows of x [rows, hidden] once and writes them through one or two pairs of
+/// weights: the parallel residual needs both of the same input. All device memory; x must not
+/// overlap the outputs. hidden: at most 8192, else cudaErrorInvalidValue.
 template <class T>
-cudaError_t layernorm(const float* x, const std::int32_t* row_index, int rows, int hidden,
-                      float eps, LayerNormOutput<T> first, LayerNormOutput<T> second,
-                      cudaStream_t stream) {
+cudaError_t layernorm(const float* x, int rows, int hidden, float eps, LayerNormOutput<T> first,
+                      LayerNormOutput<T> second, cudaStream_t stream) {
   const auto launch = [&](auto elements) {
-    return launch_layernorm<T, decltype(elements)::value>(x, row_index, rows, hidden, eps, first,
-                                                          second, stream);
+    return launch_layernorm<T, decltype(elements)::value>(x, rows, hidden, eps, first, second,
+                                                          stream);
   };
   const int elements = (hidden + kLayerNormThreads - 1) / kLayerNormThreads;
   if (elements <= 4) return launch(std::integral_constant<int, 4>{});

@@ -19,19 +19,21 @@ struct LaunchContext {
   cudaStream_t stream = nullptr;
 };
 
-/// y[rows, n] = epilogue(x[rows, k] W^T). x and y are contiguous. Throws Error.
+/// y[rows, n] = epilogue(x[rows, k] W^T). x and y are contiguous. Weights are never written after
+/// loading, so they may be read early. Throws Error.
 template <class T, class Out, class Epilogue>
 void apply_linear(const LaunchContext& launch, const CudaLinear<T>& linear, const T* x, int rows,
                   Out* y, Epilogue epilogue) {
+  constexpr auto kEarly = waterweight::early_read::weights;
   const waterweight::matrix_view<const T> input{x, rows, linear.k, linear.k};
   const waterweight::matrix_view<Out> output{y, rows, linear.n, linear.n};
   if (linear.quantized != nullptr) {
     check_cuda(waterweight::w8a16_gemm(launch.device, input, linear.int8_view(), output, epilogue,
-                                       launch.workspace, launch.stream),
+                                       launch.workspace, launch.stream, kEarly),
                "w8a16_gemm");
   } else {
     check_cuda(waterweight::w16a16_gemm(launch.device, input, linear.view(), output, epilogue,
-                                        launch.workspace, launch.stream),
+                                        launch.workspace, launch.stream, kEarly),
                "w16a16_gemm");
   }
 }

@@ -3,11 +3,14 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <waterweight/attention.cuh>
 #include <waterweight/h2o.cuh>
 
 #include "examples/pythia/model/cuda_embedding.cuh"
+#include "examples/pythia/model/cuda_last_rows.cuh"
 #include "examples/pythia/model/cuda_layer.cuh"
 #include "examples/pythia/model/cuda_random_scores.cuh"
 
@@ -17,92 +20,96 @@ template <class T>
 struct Prefill {
   const Config* config = nullptr;
   const CudaWeights<T>* weights = nullptr;
-  Activations<T> activations;  ///< at least batch * tokens rows
+  Activations<T> activations;  ///< at least batch * tokens rows, and held_rows of qkv
+  Activations<T> last;         ///< batch rows, qkv unused: see enqueue_prefill
   waterweight::rotary_view rotary;
-  const std::int32_t* tokens = nullptr;   ///< [batch, tokens], padded with any valid id
-  const std::int32_t* lengths = nullptr;  ///< [batch]
-  float* lse = nullptr;                   ///< [batch, heads, tokens], null where nothing evicts
-  float* column_sums = nullptr;  ///< the same, of each layer where one set of keys serves all
+  const std::int32_t* tokens = nullptr;     ///< [batch, tokens], padded with any valid id
+  const std::int32_t* lengths = nullptr;    ///< [layers, batch], of each layer the same
+  const std::int32_t* last_rows = nullptr;  ///< [batch] rows of the prompts' last tokens
+  float* lse = nullptr;                     ///< [held_rows, heads], null where nothing evicts
+  float* column_sums = nullptr;             ///< the same
+  std::size_t held_rows = 0;                ///< at least batch * tokens
+
+  /// Layers whose queries, keys and values are there at the same time: what is kept of a prompt is
+  /// chosen and copied for all of them in one go, for alone a layer would not fill the card.
+  int layers_at_once(int rows) const {
+    const auto most = static_cast<std::size_t>(config->num_layers);
+    return static_cast<int>(std::min(most, held_rows / static_cast<std::size_t>(rows)));
+  }
 };
 
-/// Where the queries, keys and values of `rows` tokens of a layer are: every layer has a place of
-/// its own where what is kept of them is known only after the last.
+/// Fills the caches of `count` layers from `first` on, whose queries, keys and values begin at
+/// activations.qkv.
 template <class T>
-T* layer_qkv(const Prefill<T>& prefill, const KvState<T>& kv, std::size_t layer, int rows) {
-  if (!kv.one_set()) return prefill.activations.qkv;
-  const std::size_t elements = std::size_t{3} * static_cast<std::size_t>(rows) *
-                               static_cast<std::size_t>(prefill.config->hidden_size);
-  return prefill.activations.qkv + layer * elements;
-}
-
-/// Chooses what the whole model keeps of the prompts and fills the caches of all layers.
-template <class T>
-void enqueue_model_selection(const LaunchContext& launch, const Prefill<T>& prefill,
-                             const KvState<T>& kv, int batch, int tokens) {
+void enqueue_kept_keys(const LaunchContext& launch, const Prefill<T>& prefill, const KvState<T>& kv,
+                       int first, int count, int batch, int tokens) {
   const Config& config = *prefill.config;
-  const std::int64_t sums = std::int64_t{batch} * config.num_heads * tokens;
-  const waterweight::h2o_score_view scores{prefill.column_sums, batch, config.num_heads, tokens,
-                                           config.num_layers,   sums};
-  check_cuda(waterweight::h2o_select(scores, prefill.lengths, kv.all_layers, kv.capacity, kv.policy,
-                                     launch.workspace, launch.stream),
-             "h2o_select");
-  for (std::size_t i = 0; i < kv.caches.size(); ++i) {
-    T* qkv = layer_qkv(prefill, kv, i, batch * tokens);
-    waterweight::kv_cache_view<T> cache = kv.caches[i];
-    cache.batch = batch;
-    check_cuda(waterweight::h2o_compact<T>(qkv_part<T>(qkv, 1, config, batch, tokens),
-                                           qkv_part<T>(qkv, 2, config, batch, tokens),
-                                           kv.states[i].position, cache, launch.stream),
-               "h2o_compact");
+  const auto part = [&](int index) {
+    return qkv_part<T>(prefill.activations.qkv, index, config, count * batch, tokens);
+  };
+  if (kv.random) {
+    const std::int64_t heads = std::int64_t{batch} * config.num_heads;
+    const ScoreColumns prompts{prefill.column_sums, nullptr, first, count, heads, batch,
+                               config.num_heads,    tokens};
+    check_cuda(write_random_scores(kv.draw, prompts, launch.stream), "write_random_scores");
+  } else if (kv.evicts) {
+    check_cuda(waterweight::h2o_column_sums(part(0), part(1), prefill.lengths, prefill.lse,
+                                            prefill.column_sums, launch.stream),
+               "h2o_column_sums");
   }
+  waterweight::kv_cache_view<T> cache = kv.caches[static_cast<std::size_t>(first)];
+  cache.batch = batch;
+  check_cuda(waterweight::h2o_select_and_compact<T>(part(1), part(2), prefill.column_sums,
+                                                    prefill.lengths, cache, kv.layers(first, count),
+                                                    kv.policy, launch.workspace, launch.stream),
+             "h2o_select_and_compact");
 }
 
-/// Leaves the residual stream of `batch` sequences of up to `tokens` tokens. kv null: no cache is
-/// filled (scoring under full attention).
+/// Fills the caches with `batch` sequences of up to `tokens` tokens and leaves the residual stream
+/// of their last tokens in last.residual: behind the last attention no other row is needed. kv
+/// null: fills no cache and leaves that of all tokens in activations.residual (scoring under full
+/// attention).
 template <class T>
 void enqueue_prefill(const LaunchContext& launch, const Prefill<T>& prefill, const KvState<T>* kv,
                      int batch, int tokens) {
   const Config& config = *prefill.config;
-  const int rows = batch * tokens;
-  const bool evicts = kv != nullptr && kv->evicts;
-  const bool one_set = kv != nullptr && kv->one_set();
+  const int rows = batch * tokens, at_once = prefill.layers_at_once(rows);
+  const bool scored = kv != nullptr && kv->evicts && !kv->random;
   check_cuda(embed(prefill.weights->embedding, prefill.tokens, rows, config.hidden_size,
                    prefill.activations.residual, launch.stream),
              "embed");
   const auto out = contiguous_heads(prefill.activations.attention_out, config, batch, tokens);
-  for (std::size_t i = 0; i < prefill.weights->layers.size(); ++i) {
+  for (int i = 0; i < config.num_layers; ++i) {
+    const std::int64_t held = std::int64_t{i % at_once} * rows;
     Activations<T> activations = prefill.activations;
-    if (kv != nullptr) activations.qkv = layer_qkv(prefill, *kv, i, rows);
-    const auto q = qkv_part<T>(activations.qkv, 0, config, batch, tokens);
-    const auto k = qkv_part<T>(activations.qkv, 1, config, batch, tokens);
-    const auto v = qkv_part<T>(activations.qkv, 2, config, batch, tokens);
-    float* column_sums = evicts ? prefill.column_sums : nullptr;
-    if (one_set) column_sums += i * static_cast<std::size_t>(rows * config.num_heads);
-    run_layer(launch, config, prefill.weights->layers[i], activations, rows, [&] {
-      for (const auto& heads : {q, k}) {
-        check_cuda(waterweight::rotary_embed(heads, prefill.rotary, nullptr, launch.stream),
-                   "rotary_embed");
-      }
-      check_cuda(waterweight::h2o_prefill_attention<T>(launch.device, q, k, v, prefill.lengths, out,
-                                                       evicts ? prefill.lse : nullptr, column_sums,
-                                                       launch.stream),
-                 "h2o_prefill_attention");
-      if (kv == nullptr) return;
-      if (kv->random) {
-        const ScoreColumns prompt{column_sums, nullptr, static_cast<int>(i), 1,
-                                  0,           batch,   config.num_heads,    tokens};
-        check_cuda(write_random_scores(kv->draw, prompt, launch.stream), "write_random_scores");
-      }
-      if (one_set) return;
-      waterweight::kv_cache_view<T> cache = kv->caches[i];
-      cache.batch = batch;
-      check_cuda(waterweight::h2o_select_and_compact<T>(k, v, column_sums, prefill.lengths, cache,
-                                                        kv->states[i], kv->policy, launch.workspace,
-                                                        launch.stream),
-                 "h2o_select_and_compact");
+    activations.qkv += held * 3 * config.hidden_size;
+    const auto part = [&](int index) {
+      return qkv_part<T>(activations.qkv, index, config, batch, tokens);
+    };
+    const CudaLayer<T>& layer = prefill.weights->layers[static_cast<std::size_t>(i)];
+    begin_layer(launch, config, layer, activations, rows, [&] {
+      check_cuda(
+          waterweight::rotary_embed(part(0), part(1), prefill.rotary, nullptr, launch.stream),
+          "rotary_embed");
+      check_cuda(
+          waterweight::h2o_prefill_attention<T>(
+              launch.device, part(0), part(1), part(2), prefill.lengths, out,
+              scored ? prefill.lse + held * config.num_heads : nullptr, nullptr, launch.stream),
+          "h2o_prefill_attention");
     });
+    if (kv != nullptr && i + 1 == config.num_layers) {
+      check_cuda(take_rows(activations, prefill.last, prefill.last_rows, batch, config.hidden_size,
+                           launch.stream),
+                 "take_rows");
+      end_layer(launch, config, layer, prefill.last, batch);
+    } else {
+      end_layer(launch, config, layer, activations, rows);
+    }
+    const int ready = i % at_once + 1;
+    if (kv != nullptr && (ready == at_once || i + 1 == config.num_layers)) {
+      enqueue_kept_keys(launch, prefill, *kv, i + 1 - ready, ready, batch, tokens);
+    }
   }
-  if (one_set) enqueue_model_selection(launch, prefill, *kv, batch, tokens);
 }
 
 }  // namespace pythia

@@ -71,10 +71,22 @@ __device__ __forceinline__ Candidate block_best(Candidate value) {
   return block_reduce(value, BetterOp{}, ShuffleCandidate{});
 }
 
-/// The largest of `count` values and the lowest index that has it.
+/// The largest of `count` values and the lowest index that has it. A thread has several loads under
+/// way.
 __device__ __forceinline__ Candidate block_argmax(const float* values, int count) {
+  constexpr int kAhead = 8;
   Candidate best{-INFINITY, INT32_MAX};
-  for (int i = threadIdx.x; i < count; i += blockDim.x) best = better(best, {values[i], i});
+  const int threads = static_cast<int>(blockDim.x);
+  for (int first = threadIdx.x; first < count; first += kAhead * threads) {
+    float value[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int i = first + j * threads;
+      value[j] = i < count ? values[i] : NAN;  // loses to everything
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) best = better(best, {value[j], first + j * threads});
+  }
   best = block_best(best);
   if (best.index == INT32_MAX) best.index = 0;  // every value was NaN
   return best;

@@ -9,6 +9,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <waterweight/detail/arch/dependent_launch.cuh>
+#include <waterweight/detail/launch.cuh>
 
 #include "examples/pythia/model/cuda_reduce.cuh"
 #include "examples/pythia/model/engine.hpp"
@@ -142,6 +144,7 @@ template <int kThreads>
 __global__ void __launch_bounds__(kThreads)
     sampling_kernel(const float* logits, int vocab, const std::int32_t* positions, int offset,
                     SamplingTarget target) {
+  waterweight::detail::follow_earlier_kernels();
   const int sequence = blockIdx.x;
   const float* row = logits + static_cast<std::int64_t>(sequence) * vocab;
   const SamplingOptions options = *target.options;
@@ -168,9 +171,9 @@ __global__ void __launch_bounds__(kThreads)
 /// Samples from `batch` rows of logits [batch, vocab].
 inline cudaError_t sample(const float* logits, int batch, int vocab, const std::int32_t* positions,
                           int offset, const SamplingTarget& target, cudaStream_t stream) {
-  sampling_kernel<kSamplingThreads>
-      <<<batch, kSamplingThreads, 0, stream>>>(logits, vocab, positions, offset, target);
-  return cudaGetLastError();
+  return waterweight::detail::launch_following(sampling_kernel<kSamplingThreads>,
+                                               static_cast<unsigned>(batch), kSamplingThreads, 0,
+                                               stream, logits, vocab, positions, offset, target);
 }
 
 }  // namespace pythia

@@ -19,16 +19,16 @@ struct Activations {
   float* residual = nullptr;   ///< [rows, hidden]
   T* attention_in = nullptr;   ///< [rows, hidden] after the attention LayerNorm
   T* mlp_in = nullptr;         ///< [rows, hidden] after the MLP LayerNorm
-  T* qkv = nullptr;            ///< [rows, heads, 3, head_dim], of each layer or of the current one
+  T* qkv = nullptr;            ///< [rows of one or of several layers, heads, 3, head_dim]
   T* attention_out = nullptr;  ///< [rows, hidden]
   T* mlp = nullptr;            ///< [rows, intermediate]
 
-  void plan(const Config& config, std::size_t rows, std::size_t qkv_layers, DeviceArena* arena) {
+  void plan(const Config& config, std::size_t rows, std::size_t qkv_rows, DeviceArena* arena) {
     const auto hidden = static_cast<std::size_t>(config.hidden_size);
     arena->add(&residual, rows * hidden);
     arena->add(&attention_in, rows * hidden);
     arena->add(&mlp_in, rows * hidden);
-    arena->add(&qkv, qkv_layers * rows * 3 * hidden);
+    arena->add(&qkv, qkv_rows * 3 * hidden);
     arena->add(&attention_out, rows * hidden);
     arena->add(&mlp, rows * static_cast<std::size_t>(config.intermediate_size));
   }
@@ -78,6 +78,13 @@ struct KvState {
       caches[i].v = v_ + i * layer_elements_;
       states.push_back(all_layers.layer(static_cast<int>(i), capacity));
     }
+  }
+
+  /// The state of `count` layers from `first` on.
+  waterweight::h2o_state_view layers(int first, int count) const {
+    waterweight::h2o_state_view some = states[static_cast<std::size_t>(first)];
+    some.layers = count;
+    return some;
   }
 
   /// Whether one set of kept keys serves the whole model: it is known only after its last layer.

@@ -77,6 +77,16 @@ bool compiled_for(int capability, void (*kernel)(Parameters...)) noexcept {
          attributes.ptxVersion >= capability;
 }
 
+/// Launches a kernel that begins with follow_earlier_kernels(): where its code can, it starts while
+/// the last blocks of the kernel ahead still run, which hides what a launch costs.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_following(void (*kernel)(Parameters...), dim3 grid, int threads,
+                             std::size_t shared_bytes, cudaStream_t stream,
+                             Arguments... arguments) noexcept {
+  return launch(kernel, grid, threads, shared_bytes, launch_options{1, compiled_for(90, kernel)},
+                stream, arguments...);
+}
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 inline bool is_aligned(const void* pointer, std::size_t bytes) {

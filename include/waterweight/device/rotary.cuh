@@ -6,11 +6,17 @@
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
-/// Elements (i, i + dims / 2) of a head, turned by position * inv_freq[i].
+/// Elements (i, i + dims / 2) of a head, turned by an angle. Everyone rounds in the same place, so
+/// that a key has the same bits from a prompt and from a decode step.
+__device__ __forceinline__ float2 rotate_pair(float2 pair, float sine, float cosine) {
+  return make_float2(fmaf(pair.x, cosine, -(pair.y * sine)), fmaf(pair.y, cosine, pair.x * sine));
+}
+
+/// The same, turned by position * inv_freq[i].
 __device__ __forceinline__ float2 rotate_pair(float2 pair, float inv_freq, int position) {
   float sine, cosine;
   sincosf(static_cast<float>(position) * inv_freq, &sine, &cosine);
-  return make_float2(pair.x * cosine - pair.y * sine, pair.y * cosine + pair.x * sine);
+  return rotate_pair(pair, sine, cosine);
 }
 
 /// Element d of a head after rotation; `head` holds the unrotated head_dim elements.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "examples/pythia/model/cuda_embedding.cuh"
+#include "examples/pythia/model/cuda_last_rows.cuh"
 #include "examples/pythia/model/cuda_layernorm.cuh"
 #include "examples/pythia/model/cuda_nll.cuh"
 #include "examples/pythia/model/cuda_sampling.cuh"
@@ -37,32 +38,26 @@ std::vector<float> oracle_layernorm(const std::vector<float>& x, std::size_t row
   return out;
 }
 
-TEST_F(PythiaKernels, LayerNormOfAnyWidthThroughTwoWeightsAndARowIndex) {
+TEST_F(PythiaKernels, LayerNormOfAnyWidthThroughTwoWeights) {
   std::mt19937 random(1);
   for (const int hidden : {1, 7, 128, 160, 1001, 1025, 2560, 5120, 5121, 8192}) {
-    const int source_rows = 9;
-    std::vector<std::int32_t> index = {8, 0, 3, 3};
-    if (hidden == 160) {  // more rows than there are blocks
-      for (int i = 0; i < 1200; ++i) index.push_back(i % source_rows);
-    }
-    const auto rows = static_cast<int>(index.size());
+    const int rows = hidden == 160 ? 1204 : 4;  // more than there are blocks, or fewer
     const auto size = static_cast<std::size_t>(hidden);
-    auto x = test::random_normal<float>(source_rows * size, 3.0f, random);
+    auto x = test::random_normal<float>(rows * size, 3.0f, random);
     for (float& value : x) value += 5.0f;
     const auto weight = test::random_normal<float>(size, 1.0f, random);
     const auto bias = test::random_normal<float>(size, 1.0f, random);
     const auto other = test::random_normal<float>(size, 1.0f, random);
     DeviceBuffer<float> dx(x), dw(weight), db(bias), dother(other);
-    DeviceBuffer<std::int32_t> dindex(index);
     DeviceBuffer<__half> first(rows * size), second(rows * size);
     const float eps = 1e-5f;
-    ASSERT_CUDA(pythia::layernorm<__half>(dx.data(), dindex.data(), rows, hidden, eps,
+    ASSERT_CUDA(pythia::layernorm<__half>(dx.data(), rows, hidden, eps,
                                           {dw.data(), db.data(), first.data()},
                                           {dother.data(), db.data(), second.data()}, stream));
     ASSERT_CUDA(cudaStreamSynchronize(stream));
     const auto a = first.download(), b = second.download();
     for (int r = 0; r < rows; ++r) {
-      const auto row = static_cast<std::size_t>(index[static_cast<std::size_t>(r)]);
+      const auto row = static_cast<std::size_t>(r);
       const auto expected_a = oracle_layernorm(x, row, hidden, eps, weight, bias);
       const auto expected_b = oracle_layernorm(x, row, hidden, eps, other, bias);
       for (std::size_t i = 0; i < size; ++i) {
@@ -75,7 +70,7 @@ TEST_F(PythiaKernels, LayerNormOfAnyWidthThroughTwoWeightsAndARowIndex) {
 }
 
 TEST_F(PythiaKernels, LayerNormRefusesRowsThatDoNotFitABlock) {
-  EXPECT_EQ(pythia::layernorm<__half>(nullptr, nullptr, 1, 8193, 1e-5f, {}, {}, stream),
+  EXPECT_EQ(pythia::layernorm<__half>(nullptr, 1, 8193, 1e-5f, {}, {}, stream),
             cudaErrorInvalidValue);
 }
 
@@ -219,6 +214,44 @@ TEST_F(PythiaKernels, RowsWithoutAFiniteLogitAreReportedAndStayInTheVocabulary) 
   EXPECT_EQ(seen.download()[0], -1);
   EXPECT_GE(tokens.download()[0], 0);
   EXPECT_LT(tokens.download()[0], vocab);
+}
+
+TEST_F(PythiaKernels, LastRowsAreTakenOfEverythingBehindTheAttention) {
+  std::mt19937 random(9);
+  const int hidden = 515, rows = 7;
+  const std::vector<std::int32_t> wanted = {6, 0, 3};
+  const auto stream_in = test::random_normal<float>(rows * hidden, 1.0f, random);
+  std::vector<__half> out_in, mlp_in;
+  for (auto* half : {&out_in, &mlp_in}) {
+    for (const float v : test::random_normal<float>(rows * hidden, 1.0f, random)) {
+      half->push_back(__float2half(v));
+    }
+  }
+  DeviceBuffer<float> residual(stream_in), last_residual(wanted.size() * hidden);
+  DeviceBuffer<__half> out(out_in), mlp(mlp_in), last_out(wanted.size() * hidden),
+      last_mlp(wanted.size() * hidden);
+  DeviceBuffer<std::int32_t> index(wanted);
+  pythia::Activations<__half> from, to;
+  from.residual = residual.data();
+  from.attention_out = out.data();
+  from.mlp_in = mlp.data();
+  to.residual = last_residual.data();
+  to.attention_out = last_out.data();
+  to.mlp_in = last_mlp.data();
+  ASSERT_CUDA(pythia::take_rows(from, to, index.data(), 3, hidden, stream));
+  ASSERT_CUDA(cudaStreamSynchronize(stream));
+  const auto taken = [&](const auto& source) {
+    auto result = source;
+    result.clear();
+    for (const std::int32_t row : wanted) {
+      result.insert(result.end(), source.begin() + row * hidden,
+                    source.begin() + (row + 1) * hidden);
+    }
+    return result;
+  };
+  EXPECT_TRUE(test::same_bits(taken(stream_in), last_residual.download()));
+  EXPECT_TRUE(test::same_bits(taken(out_in), last_out.download()));
+  EXPECT_TRUE(test::same_bits(taken(mlp_in), last_mlp.download()));
 }
 
 }  // namespace

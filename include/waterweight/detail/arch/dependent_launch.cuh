@@ -22,5 +22,14 @@ __device__ __forceinline__ void wait_for_earlier_kernels() {
 
 #endif
 
+/// How a kernel begins that detail::launch_following() launches: returns when earlier kernels have
+/// ended and their writes are visible, and lets the next kernel start. Called by every thread.
+__device__ __forceinline__ void follow_earlier_kernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  wait_for_earlier_kernels();
+  launch_dependents();
+#endif
+}
+
 }  // namespace detail
 WATERWEIGHT_ARCH_NAMESPACE_END

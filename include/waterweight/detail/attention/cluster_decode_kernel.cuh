@@ -102,9 +102,9 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
     if (lane == 0) {
       mbarrier_init(keys_there, 1);
       mbarrier_init(values_there, 1);
-      // Every lane arrives for what it has stored itself: no order among lanes to rely on.
-      mbarrier_init(stats_there, 1 + 32 * kWarps);
-      mbarrier_init(sums_there, 1 + 32);
+      // Each lane that stores arrives itself: no order among lanes to rely on.
+      mbarrier_init(stats_there, 1 + 4 * group_size * kWarps);
+      mbarrier_init(sums_there, 1 + splits);
       mbarrier_init(candidates_there, 1);
       mbarrier_init_fence();
     }
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       if (scored) books.add(p + h * kSplitSlots, merge, split);
       if (merges) merge.of_splits(of_head, splits, weights + h * splits);
     }
-    if (merges) mbarrier_arrive(sums_there);  // the splits' weights are there
+    if (merges && lane < splits) mbarrier_arrive(sums_there);  // its weights are there
     if (evicts) {
       split_candidate candidate;
       const bool holds = books.choose(candidate);
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       }
       __syncwarp();
     }
-    mbarrier_arrive(stats_there);  // this lane's exponentials are there
+    if (head < group_size) mbarrier_arrive(stats_there);  // its exponentials are there
     mbarrier_wait(values_there, parity);
 #pragma unroll 1
     for (int chunk = warp; chunk < kSplitChunks; chunk += kWarps) {

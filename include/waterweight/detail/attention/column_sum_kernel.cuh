@@ -1,6 +1,7 @@
 // The softmax mass each key of a prompt received: H2O's initial scores, without an N x N matrix.
 #pragma once
 
+#include <waterweight/detail/arch/dependent_launch.cuh>
 #include <waterweight/detail/attention/common.cuh>
 #include <waterweight/detail/attention/prefill_kernel.cuh>
 
@@ -10,9 +11,11 @@ namespace detail {
 /// Rows are keys here: a sum over queries is then a sum in registers. A warp owns two groups of 16
 /// keys, whose fragments stay in registers, so that of a tile only the queries are read from shared
 /// memory, each fragment of them for twice the tensor work.
+inline constexpr int kColumnWarps = 4;
+inline constexpr int kColumnThreads = 32 * kColumnWarps;
 inline constexpr int kColumnRowTiles = 2;
 inline constexpr int kColumnWarpKeys = 16 * kColumnRowTiles;
-inline constexpr int kColumnKeys = kColumnWarpKeys * kPrefillWarps;
+inline constexpr int kColumnKeys = kColumnWarpKeys * kColumnWarps;
 
 /// Queries per step. On an H200 (32 heads of 80, 2048 / 8192 tokens) these tiles took 49 / 550 us,
 /// 128 queries 53 / 598, 48 keys per warp 48 / 533 (but 11.0 instead of 9.2 at 512 tokens), 64 keys
@@ -90,11 +93,12 @@ __device__ __forceinline__ void add_weights(float (&sum)[kColumnRowTiles][2],
 /// tiles). The first keys meet the most queries: those of all heads start first, and shorter walks
 /// fill in as they end.
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(kPrefillThreads, HeadDim <= 80 ? 3 : 2)
+__global__ void __launch_bounds__(kColumnThreads, HeadDim <= 80 ? 3 : 2)
     column_sum_kernel(heads_view<const T> q, heads_view<const T> k, const std::int32_t* lengths,
                       const float* __restrict__ lse, float* column_sums, float scale_log2) {
   constexpr int kQueries = kColumnQueries<HeadDim>, kPitch = kPaddedHeadDim<HeadDim>;
   extern __shared__ __align__(16) std::byte shared[];
+  follow_earlier_kernels();
   T* const q_tiles = reinterpret_cast<T*>(shared);
   float* const lse_tiles = reinterpret_cast<float*>(q_tiles + 2 * kQueries * kPitch);
 
@@ -109,7 +113,7 @@ __global__ void __launch_bounds__(kPrefillThreads, HeadDim <= 80 ? 3 : 2)
   int next_head = kv_head * group_size, next_tile = first_tile;
   const auto fill = [&](int stage) {
     const int q0 = next_tile * kQueries;
-    copy_rows_async<HeadDim, kQueries, kPrefillThreads>(
+    copy_rows_async<HeadDim, kQueries, kColumnThreads>(
         q_tiles + stage * kQueries * kPitch,
         q.data + sequence * q.batch_stride + next_head * q.head_stride, q.token_stride, q0, length);
     if (threadIdx.x < kQueries) {

@@ -62,18 +62,21 @@ template <int HeadDim>
 inline constexpr int kPaddedHeadDim = HeadDim + 8;
 
 /// Starts the copy of rows [row0, row0 + Rows) of one head; rows at or beyond `rows` become zeros.
+/// A thread keeps to its column, a constant number of rows apart, which spares most of the address
+/// arithmetic; where HeadDim does not divide the threads a few of them stand aside.
 template <int HeadDim, int Rows, int Threads, class T>
 __device__ __forceinline__ void copy_rows_async(T* tile, const T* head, std::int64_t row_stride,
                                                 int row0, int rows) {
-  constexpr int kVectors = HeadDim / 8;
+  constexpr int kVectors = HeadDim / 8, kRows = Threads / kVectors;  // rows at a time
+  const int first = threadIdx.x / kVectors, column = threadIdx.x % kVectors * 8;
+  if (Threads % kVectors != 0 && first >= kRows) return;
+  const T* source = head + (row0 + first) * row_stride + column;
+  T* const target = tile + first * kPaddedHeadDim<HeadDim> + column;
 #pragma unroll
-  for (int base = 0; base < Rows * kVectors; base += Threads) {
-    const int i = base + threadIdx.x;
-    if (Rows * kVectors % Threads != 0 && i >= Rows * kVectors) break;
-    const int row = i / kVectors, column = i % kVectors * 8;
-    const bool inside = row0 + row < rows;
-    const T* source = inside ? head + (row0 + row) * row_stride + column : head;
-    cp_async_16(tile + row * kPaddedHeadDim<HeadDim> + column, source, inside ? 16 : 0);
+  for (int base = 0; base < Rows; base += kRows, source += kRows * row_stride) {
+    if (Rows % kRows != 0 && base + kRows > Rows && base + first >= Rows) break;
+    const bool inside = row0 + base + first < rows;
+    cp_async_16(target + base * kPaddedHeadDim<HeadDim>, source, inside ? 16 : 0);
   }
 }
 

@@ -1,4 +1,4 @@
-// The device-wide kernels over rotary.cuh, h2o_attend.cuh and h2o_account.cuh.
+// The device-wide kernel over h2o_attend.cuh and h2o_account.cuh.
 #pragma once
 
 #include <waterweight/detail/attention/common.cuh>
@@ -8,25 +8,6 @@
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
-
-inline constexpr int kRotaryThreads = 256;
-
-/// One thread per rotated pair: x = pair, y = token, z = sequence.
-template <class T>
-__global__ void __launch_bounds__(kRotaryThreads)
-    rotary_kernel(heads_view<T> x, rotary_view rotary, const std::int32_t* first_position) {
-  const int half = rotary.dims / 2, pair = blockIdx.x * kRotaryThreads + threadIdx.x;
-  if (pair >= half * x.heads) return;
-  const int head = pair / half, i = pair % half;
-  const int token = blockIdx.y, sequence = blockIdx.z;
-  const int position = (first_position == nullptr ? 0 : first_position[sequence]) + token;
-  T* element =
-      x.data + sequence * x.batch_stride + token * x.token_stride + head * x.head_stride + i;
-  const float2 turned = rotate_pair(make_float2(to_float(element[0]), to_float(element[half])),
-                                    rotary.inv_freq[i], position);
-  element[0] = from_float<T>(turned.x);
-  element[half] = from_float<T>(turned.y);
-}
 
 inline constexpr int kDecodeThreads = 128;
 /// More splits than this and the merge costs more than the split saves; at most 32, one per lane.

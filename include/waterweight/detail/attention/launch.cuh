@@ -7,22 +7,78 @@
 #include <waterweight/detail/attention/column_sum_kernel.cuh>
 #include <waterweight/detail/attention/decode_kernel.cuh>
 #include <waterweight/detail/attention/prefill_kernel.cuh>
+#include <waterweight/detail/attention/rotary_kernel.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
+/// y: null where only x turns.
 template <class T>
-cudaError_t launch_rotary(const heads_view<T>& x, const rotary_view& rotary,
+cudaError_t launch_rotary(const heads_view<T>& x, const heads_view<T>* y, const rotary_view& rotary,
                           const std::int32_t* first_position, cudaStream_t stream) {
   static_assert(is_activation_v<T>, "rotary_embed takes __half or __nv_bfloat16");
   if (!valid_heads(x) || !valid_rotary(rotary, x.head_dim) || x.tokens > 65535) {
+    return cudaErrorInvalidValue;
+  }
+  if (y != nullptr && (!valid_heads(*y) || !same_tokens(x, *y) || y->heads > x.heads)) {
     return cudaErrorInvalidValue;
   }
   if (rotary.dims == 0) return cudaSuccess;
   const std::int64_t pairs = std::int64_t{rotary.dims / 2} * x.heads;
   const dim3 grid(static_cast<unsigned>(ceil_div(pairs, kRotaryThreads)),
                   static_cast<unsigned>(x.tokens), static_cast<unsigned>(x.batch));
-  return launch(rotary_kernel<T>, grid, kRotaryThreads, 0, stream, x, rotary, first_position);
+  return launch_following(rotary_kernel<T>, grid, kRotaryThreads, 0, stream, x,
+                          y == nullptr ? heads_view<T>{} : *y, rotary, first_position);
+}
+
+template <class T>
+float prefill_scale_log2(const heads_view<T>& q) {
+  return kLog2E / std::sqrt(static_cast<float>(q.head_dim));
+}
+
+/// Keys, and values beside them, for queries of the same tokens.
+template <class T>
+bool valid_prompt_attention(const heads_view<const T>& q, const heads_view<const T>& k,
+                            const heads_view<const T>& v) {
+  return valid_heads(q) && valid_heads(k) && valid_heads(v) && same_tokens(q, k) &&
+         same_tokens(q, v) && k.heads == v.heads && q.heads % k.heads == 0;
+}
+
+/// Where column sums can go: the grid's limit in z.
+template <class T>
+bool valid_column_sums(const heads_view<const T>& q, const float* lse) {
+  return lse != nullptr && ceil_div(q.tokens, kColumnKeys) <= 65535;
+}
+
+template <class T>
+cudaError_t launch_column_sums(const heads_view<const T>& q, const heads_view<const T>& k,
+                               const std::int32_t* lengths, const float* lse, float* column_sums,
+                               cudaStream_t stream) {
+  static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
+  if (!valid_prompt_attention(q, k, k) || !valid_column_sums(q, lse) || column_sums == nullptr) {
+    return cudaErrorInvalidValue;
+  }
+  return dispatch_head_dim(q.head_dim, [&](auto dim) {
+    constexpr int kHeadDim = decltype(dim)::value;
+    return launch_following(column_sum_kernel<T, kHeadDim>,
+                            dim3(static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch),
+                                 static_cast<unsigned>(ceil_div(q.tokens, kColumnKeys))),
+                            kColumnThreads, kColumnSharedBytes<kHeadDim>, stream, q, k, lengths,
+                            lse, column_sums, prefill_scale_log2(q));
+  });
+}
+
+template <class T, int HeadDim, bool Few>
+cudaError_t enqueue_prefill(const heads_view<const T>& q, const heads_view<const T>& k,
+                            const heads_view<const T>& v, const std::int32_t* lengths,
+                            const heads_view<T>& out, float* lse, cudaStream_t stream) {
+  constexpr attention_tile P = forward_tile<HeadDim, Few>();
+  const std::int64_t blocks = ceil_div(q.tokens, P.rows()) * q.heads;
+  if (blocks > std::numeric_limits<std::int32_t>::max()) return cudaErrorInvalidValue;
+  return launch_following(prefill_kernel<T, HeadDim, Few>,
+                          dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(q.batch)),
+                          P.threads(), kPrefillSharedBytes<HeadDim, Few>, stream, q, k, v, lengths,
+                          out, lse, prefill_scale_log2(q));
 }
 
 template <class T>
@@ -31,27 +87,23 @@ cudaError_t launch_prefill(const device_info& device, const heads_view<const T>&
                            const std::int32_t* lengths, const heads_view<T>& out, float* lse,
                            float* column_sums, cudaStream_t stream) {
   static_assert(is_activation_v<T>, "attention takes __half or __nv_bfloat16");
-  const bool valid = device.sm_count > 0 && valid_heads(q) && valid_heads(k) && valid_heads(v) &&
-                     valid_heads(out) && same_tokens(q, k) && same_tokens(q, v) &&
-                     same_tokens(q, out) && k.heads == v.heads && q.heads == out.heads &&
-                     q.heads % k.heads == 0 && (column_sums == nullptr || lse != nullptr);
+  const bool valid = device.sm_count > 0 && valid_prompt_attention(q, k, v) && valid_heads(out) &&
+                     same_tokens(q, out) && q.heads == out.heads &&
+                     (column_sums == nullptr || valid_column_sums(q, lse));
   if (!valid) return cudaErrorInvalidValue;
-  const float scale_log2 = kLog2E / std::sqrt(static_cast<float>(q.head_dim));
-  return dispatch_head_dim(q.head_dim, [&](auto dim) {
+  const cudaError_t status = dispatch_head_dim(q.head_dim, [&](auto dim) {
     constexpr int kHeadDim = decltype(dim)::value;
-    const dim3 grid(static_cast<unsigned>(ceil_div(q.tokens, kForwardTile<kHeadDim>.rows())),
-                    static_cast<unsigned>(q.heads), static_cast<unsigned>(q.batch));
-    const dim3 column_grid(static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch),
-                           static_cast<unsigned>(ceil_div(q.tokens, kColumnKeys)));
-    if (column_sums != nullptr && column_grid.z > 65535) return cudaErrorInvalidValue;
-    const cudaError_t status =
-        launch(prefill_kernel<T, kHeadDim>, grid, kPrefillThreads, kPrefillSharedBytes<kHeadDim>,
-               stream, q, k, v, lengths, out, lse, scale_log2);
-    if (status != cudaSuccess || column_sums == nullptr) return status;
-    return launch(column_sum_kernel<T, kHeadDim>, column_grid, kPrefillThreads,
-                  kColumnSharedBytes<kHeadDim>, stream, q, k, lengths, lse, column_sums,
-                  scale_log2);
+    constexpr attention_tile P = forward_tile<kHeadDim, false>();
+    if constexpr (P.row_tiles > 1) {
+      const std::int64_t blocks = ceil_div(q.tokens, P.rows()) * q.heads * q.batch;
+      if (blocks < std::int64_t{kFewPrefillBlocks} * device.sm_count) {
+        return enqueue_prefill<T, kHeadDim, true>(q, k, v, lengths, out, lse, stream);
+      }
+    }
+    return enqueue_prefill<T, kHeadDim, false>(q, k, v, lengths, out, lse, stream);
   });
+  if (status != cudaSuccess || column_sums == nullptr) return status;
+  return launch_column_sums<T>(q, k, lengths, lse, column_sums, stream);
 }
 
 template <class T>

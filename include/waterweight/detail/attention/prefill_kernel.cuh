@@ -1,13 +1,11 @@
 // Causal attention of a prompt: online softmax over key tiles (FlashAttention-2, Dao 2023).
 #pragma once
 
+#include <waterweight/detail/arch/dependent_launch.cuh>
 #include <waterweight/detail/attention/common.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
-
-inline constexpr int kPrefillWarps = 4;
-inline constexpr int kPrefillThreads = 32 * kPrefillWarps;
 
 /// Tile shape by head_dim. A warp owns `row_tiles` groups of 16 rows: with two, each fragment of K
 /// or V that comes from shared memory feeds twice the tensor work, which is what shared memory's
@@ -16,21 +14,31 @@ struct attention_tile {
   int row_tiles;
   int columns;     ///< keys per step
   bool keep_rows;  ///< the queries' fragments stay in registers
+  int warps = 4;
 
-  WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 16 * row_tiles * kPrefillWarps; }
+  WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 16 * row_tiles * warps; }
+  WATERWEIGHT_HOST_DEVICE constexpr int threads() const { return 32 * warps; }
 };
 
 /// Rows are queries. 64 columns where the scores fit beside the output. The tiles of head_dim 256
-/// together take exactly the 99 KiB a block may have on sm_86 and sm_89.
-template <int HeadDim>
-inline constexpr attention_tile kForwardTile = HeadDim <= 80    ? attention_tile{2, 64, true}
-                                               : HeadDim <= 128 ? attention_tile{2, 32, false}
-                                                                : attention_tile{1, 32, false};
+/// together take exactly the 99 KiB a block may have on sm_86 and sm_89. Few: for prompts whose
+/// blocks do not fill the card: twice the warps for the same queries. A row comes out the same, bit
+/// for bit.
+template <int HeadDim, bool Few>
+WATERWEIGHT_HOST_DEVICE constexpr attention_tile forward_tile() {
+  if (HeadDim > 128) return {1, 32, false};
+  if (HeadDim > 80) return Few ? attention_tile{1, 32, false, 8} : attention_tile{2, 32, false};
+  return Few ? attention_tile{1, 64, true, 8} : attention_tile{2, 64, true};
+}
 
-template <int HeadDim>
-inline constexpr int kPrefillSharedBytes =
-    (kForwardTile<HeadDim>.rows() + 4 * kForwardTile<HeadDim>.columns) * kPaddedHeadDim<HeadDim> *
-    2;
+/// Blocks per SM below which they are few.
+inline constexpr int kFewPrefillBlocks = 2;
+
+template <int HeadDim, bool Few>
+inline constexpr int kPrefillSharedBytes = (forward_tile<HeadDim, Few>().rows() +
+                                            4 * forward_tile<HeadDim, Few>().columns) *
+                                           kPaddedHeadDim<HeadDim> * 2;
+
 /// scores[r][j] = rows 16 * r .. of the warp's row operand times columns 8 * j .. of `tile`: the
 /// part of S = A B^T that both attention kernels share. `first_row` is the warp's first row in
 /// `row_tile`, whose fragments are in `kept` if the policy keeps them.
@@ -120,23 +128,24 @@ struct online_softmax {
   }
 };
 
-/// One block: kForwardTile<HeadDim>.rows() queries of one head. Each warp owns its rows from scores
-/// to output.
-template <class T, int HeadDim>
-__global__ void __launch_bounds__(kPrefillThreads)
+/// One block: forward_tile<HeadDim, Few>().rows() queries of one head. Each warp owns its rows
+/// from scores to output. Grid: x = query tile * heads + head, y = sequence.
+template <class T, int HeadDim, bool Few>
+__global__ void __launch_bounds__(forward_tile<HeadDim, Few>().threads())
     prefill_kernel(heads_view<const T> q, heads_view<const T> k, heads_view<const T> v,
                    const std::int32_t* lengths, heads_view<T> out, float* lse, float scale_log2) {
-  constexpr attention_tile P = kForwardTile<HeadDim>;
+  constexpr attention_tile P = forward_tile<HeadDim, Few>();
   constexpr int kKeys = P.columns, kQueries = P.rows(), kPitch = kPaddedHeadDim<HeadDim>;
   extern __shared__ __align__(16) std::byte shared[];
+  follow_earlier_kernels();
   T* const q_tile = reinterpret_cast<T*>(shared);
   T* const k_tiles = q_tile + kQueries * kPitch;
   T* const v_tiles = k_tiles + 2 * kKeys * kPitch;
 
-  const int head = blockIdx.y, sequence = blockIdx.z;
+  const int head = static_cast<int>(blockIdx.x) % q.heads, sequence = blockIdx.y;
   const int kv_head = head / (q.heads / k.heads);
-  // The last query tile sees the most keys: start it first.
-  const int q0 = (gridDim.x - 1 - blockIdx.x) * kQueries;
+  // The last query tiles see the most keys: those of all heads start first.
+  const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) / q.heads * kQueries;
   const int length = sequence_length(lengths, sequence, q.tokens);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int warp_row = warp * 16 * P.row_tiles;
@@ -144,22 +153,21 @@ __global__ void __launch_bounds__(kPrefillThreads)
   const T* q_head = q.data + sequence * q.batch_stride + head * q.head_stride;
   const T* k_head = k.data + sequence * k.batch_stride + kv_head * k.head_stride;
   const T* v_head = v.data + sequence * v.batch_stride + kv_head * v.head_stride;
-  T* out_head = out.data + sequence * out.batch_stride + head * out.head_stride;
 
   const int tiles = q0 < length ? (min(q0 + kQueries, length) + kKeys - 1) / kKeys : 0;
   const auto fill = [&](int tile) {
     const int stage = tile % 2;
-    copy_rows_async<HeadDim, kKeys, kPrefillThreads>(k_tiles + stage * kKeys * kPitch, k_head,
-                                                     k.token_stride, tile * kKeys, length);
-    copy_rows_async<HeadDim, kKeys, kPrefillThreads>(v_tiles + stage * kKeys * kPitch, v_head,
-                                                     v.token_stride, tile * kKeys, length);
+    copy_rows_async<HeadDim, kKeys, P.threads()>(k_tiles + stage * kKeys * kPitch, k_head,
+                                                 k.token_stride, tile * kKeys, length);
+    copy_rows_async<HeadDim, kKeys, P.threads()>(v_tiles + stage * kKeys * kPitch, v_head,
+                                                 v.token_stride, tile * kKeys, length);
     cp_async_commit();
   };
 
   online_softmax<T, HeadDim, kKeys> rows[P.row_tiles];
   std::uint32_t kept[P.keep_rows ? P.row_tiles : 1][P.keep_rows ? HeadDim / 16 : 1][4];
   if (tiles > 0) {
-    copy_rows_async<HeadDim, kQueries, kPrefillThreads>(q_tile, q_head, q.token_stride, q0, length);
+    copy_rows_async<HeadDim, kQueries, P.threads()>(q_tile, q_head, q.token_stride, q0, length);
     fill(0);
   }
   for (int tile = 0; tile < tiles; ++tile) {
@@ -169,6 +177,8 @@ __global__ void __launch_bounds__(kPrefillThreads)
     const T* k_tile = k_tiles + tile % 2 * kKeys * kPitch;
     const T* v_tile = v_tiles + tile % 2 * kKeys * kPitch;
     if (tile == 0) keep_rows<T, HeadDim, P.row_tiles, P.keep_rows>(kept, q_tile, warp_row);
+    // Behind all rows of this warp. With two groups of rows there is no register left to know it.
+    if (P.row_tiles == 1 && tile * kKeys >= q0 + warp_row + 16) continue;
 
     float s[P.row_tiles][kKeys / 8][4] = {};
     multiply_tile<T, HeadDim, P.row_tiles, kKeys, P.keep_rows>(s, kept, q_tile, warp_row, k_tile);
@@ -213,6 +223,7 @@ __global__ void __launch_bounds__(kPrefillThreads)
     }
   }
 
+  T* const out_head = out.data + sequence * out.batch_stride + head * out.head_stride;
 #pragma unroll
   for (int r = 0; r < P.row_tiles; ++r) {
 #pragma unroll

@@ -57,10 +57,11 @@ struct keep_set_sums {
 inline cudaError_t enqueue_select(const h2o_score_view& scores, const float* sums,
                                   const std::int32_t* lengths, const h2o_state_view& state,
                                   int capacity, const h2o_policy& policy, cudaStream_t stream) {
-  return launch(select_kernel<kSelectThreads>,
-                dim3(static_cast<unsigned>(scores.kv_heads), static_cast<unsigned>(scores.batch),
-                     static_cast<unsigned>(scores.layers)),
-                kSelectThreads, 0, stream, scores, sums, lengths, capacity, state, policy);
+  return launch_following(
+      select_kernel<kSelectThreads>,
+      dim3(static_cast<unsigned>(scores.kv_heads), static_cast<unsigned>(scores.batch),
+           static_cast<unsigned>(scores.layers)),
+      kSelectThreads, 0, stream, scores, sums, lengths, capacity, state, policy);
 }
 
 inline cudaError_t launch_select(const h2o_score_view& scores, const std::int32_t* lengths,
@@ -85,25 +86,33 @@ inline cudaError_t launch_select(const h2o_score_view& scores, const std::int32_
   return status == cudaSuccess ? sums.clear(stream) : status;
 }
 
+/// k and v: of `layers` layers, one behind the other.
 template <class T>
 bool valid_prompt(const heads_view<const T>& k, const heads_view<const T>& v,
-                  const kv_cache_view<T>& cache) {
+                  const kv_cache_view<T>& cache, int layers) {
   static_assert(is_activation_v<T>, "the cache holds __half or __nv_bfloat16");
   return valid_heads(k) && valid_heads(v) && same_tokens(k, v) && k.heads == v.heads &&
-         valid_cache(cache) && cache.batch == k.batch && cache.kv_heads == k.heads &&
-         cache.head_dim == k.head_dim && k.head_dim % 8 == 0;
+         valid_cache(cache) && std::int64_t{cache.batch} * layers == k.batch &&
+         cache.kv_heads == k.heads && cache.head_dim == k.head_dim && k.head_dim % 8 == 0;
+}
+
+template <class T>
+cudaError_t enqueue_compact(const heads_view<const T>& k, const heads_view<const T>& v,
+                            const std::int32_t* position, const kv_cache_view<T>& cache,
+                            std::int64_t layer_stride, cudaStream_t stream) {
+  const std::int64_t vectors = std::int64_t{cache.capacity} * (cache.head_dim / 8);
+  return launch_following(compact_kernel<T>,
+                          dim3(static_cast<unsigned>(ceil_div(vectors, kCompactThreads)),
+                               static_cast<unsigned>(k.heads), static_cast<unsigned>(k.batch)),
+                          kCompactThreads, 0, stream, k, v, cache, position, layer_stride);
 }
 
 template <class T>
 cudaError_t launch_compact(const heads_view<const T>& k, const heads_view<const T>& v,
                            const std::int32_t* position, const kv_cache_view<T>& cache,
                            cudaStream_t stream) {
-  if (!valid_prompt(k, v, cache) || position == nullptr) return cudaErrorInvalidValue;
-  const std::int64_t vectors = std::int64_t{cache.capacity} * (cache.head_dim / 8);
-  return launch(compact_kernel<T>,
-                dim3(static_cast<unsigned>(ceil_div(vectors, kCompactThreads)),
-                     static_cast<unsigned>(k.heads), static_cast<unsigned>(k.batch)),
-                kCompactThreads, 0, stream, k, v, cache, position);
+  if (!valid_prompt(k, v, cache, 1) || position == nullptr) return cudaErrorInvalidValue;
+  return enqueue_compact<T>(k, v, position, cache, 0, stream);
 }
 
 template <class T>
@@ -113,16 +122,20 @@ cudaError_t launch_select_and_compact(const heads_view<const T>& k, const heads_
                                       const h2o_policy& policy, const workspace& ws,
                                       cudaStream_t stream) {
   const bool scored = state.score != nullptr;
-  const bool valid = valid_prompt(k, v, cache) &&
-                     valid_layer_state(state, policy, cache.capacity) &&
-                     (scored ? policy.granularity != h2o_granularity::per_model
-                             : k.tokens < cache.capacity && valid_workspace(ws, 0));
+  const std::int64_t heads = std::int64_t{cache.batch} * cache.kv_heads;
+  const bool valid = valid_state(state) && valid_layers(state.layers, state.layer_stride, heads) &&
+                     valid_prompt(k, v, cache, state.layers) &&
+                     (scored ? valid_policy(policy, cache.capacity)
+                             : state.capacity_of == nullptr && k.tokens < cache.capacity &&
+                                   valid_workspace(ws, 0));
   if (!valid) return cudaErrorInvalidValue;
-  const h2o_score_view scores{column_sums, k.batch, k.heads, k.tokens};
+  const h2o_score_view scores{column_sums, cache.batch,  k.heads,
+                              k.tokens,    state.layers, heads * k.tokens};
   const cudaError_t status =
       scored ? launch_select(scores, lengths, state, cache.capacity, policy, ws, stream)
              : enqueue_select(scores, nullptr, lengths, state, cache.capacity, policy, stream);
-  return status == cudaSuccess ? launch_compact<T>(k, v, state.position, cache, stream) : status;
+  if (status != cudaSuccess) return status;
+  return enqueue_compact<T>(k, v, state.position, cache, state.layer_stride, stream);
 }
 
 /// What the accumulating functions need of a layer's state.
@@ -199,8 +212,9 @@ inline cudaError_t launch_advance(const h2o_state_view& state, int batch, int ca
     return cudaErrorInvalidValue;
   }
   constexpr int kThreads = 128;
-  return launch(advance_kernel<kThreads>, dim3(static_cast<unsigned>(ceil_div(batch, kThreads))),
-                kThreads, 0, stream, state, policy, batch, capacity);
+  return launch_following(advance_kernel<kThreads>,
+                          dim3(static_cast<unsigned>(ceil_div(batch, kThreads))), kThreads, 0,
+                          stream, state, policy, batch, capacity);
 }
 
 }  // namespace detail

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include <waterweight/detail/arch/dependent_launch.cuh>
 #include <waterweight/detail/attention/common.cuh>
 #include <waterweight/detail/h2o/keep_sets.cuh>
 #include <waterweight/device/h2o_evict.cuh>
@@ -73,6 +74,7 @@ __global__ void __launch_bounds__(Threads)
   static_assert(Threads == kSelectThreads, "find_threshold strides by kSelectThreads");
   __shared__ int histogram[256];
   __shared__ int scratch[Threads / 32];
+  follow_earlier_kernels();
   const int kv_head = blockIdx.x, sequence = blockIdx.y, layer = blockIdx.z;
   const int tokens = column_sums.tokens, length = sequence_length(lengths, sequence, tokens);
   const std::int64_t head = std::int64_t{sequence} * gridDim.x + kv_head;
@@ -130,17 +132,23 @@ __global__ void __launch_bounds__(Threads)
 
 inline constexpr int kCompactThreads = 256;
 
-/// Copies the rows that `position` names, one 16-byte vector of K and of V per thread.
+/// Copies the rows that `position` names, one 16-byte vector of K and of V per thread. k and v hold
+/// the sequences of one layer behind those of the one before: cache.batch of each. In the cache,
+/// and in `position`, layers begin layer_stride heads apart. Grid: x = vectors of a head, y = KV
+/// head, z = sequence of a layer.
 template <class T>
 __global__ void __launch_bounds__(kCompactThreads)
     compact_kernel(heads_view<const T> k, heads_view<const T> v, kv_cache_view<T> cache,
-                   const std::int32_t* position) {
+                   const std::int32_t* position, std::int64_t layer_stride) {
+  follow_earlier_kernels();
   const int vectors = cache.head_dim / 8;
   const std::int64_t i = std::int64_t{blockIdx.x} * kCompactThreads + threadIdx.x;
   const int slot = static_cast<int>(i / vectors), column = static_cast<int>(i % vectors) * 8;
   if (slot >= cache.capacity) return;
-  const int kv_head = blockIdx.y, sequence = blockIdx.z;
-  const std::int64_t slots = (std::int64_t{sequence} * cache.kv_heads + kv_head) * cache.capacity;
+  const int kv_head = blockIdx.y, sequence = blockIdx.z, layer = sequence / cache.batch;
+  const std::int64_t row =
+      layer * layer_stride + std::int64_t{sequence % cache.batch} * cache.kv_heads + kv_head;
+  const std::int64_t slots = row * cache.capacity;
   const int token = position[slots + slot];
   if (token < 0 || token >= k.tokens) return;
   const auto source = [&](const heads_view<const T>& x) {

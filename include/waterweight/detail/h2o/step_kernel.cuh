@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include <waterweight/detail/arch/dependent_launch.cuh>
 #include <waterweight/detail/attention/common.cuh>
 #include <waterweight/detail/h2o/keep_sets.cuh>
 #include <waterweight/device/h2o_evict.cuh>
@@ -144,6 +145,7 @@ __global__ void __launch_bounds__(Threads)
 template <int Threads>
 __global__ void __launch_bounds__(Threads)
     advance_kernel(h2o_state_view state, h2o_policy policy, int batch, int capacity) {
+  follow_earlier_kernels();
   const int sequence = blockIdx.x * Threads + threadIdx.x;
   if (sequence >= batch) return;
   const int full = state.capacity_of == nullptr
