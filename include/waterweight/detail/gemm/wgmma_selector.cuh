@@ -1,6 +1,7 @@
 // When the wgmma kernel is used, and with which tiles.
 #pragma once
 
+#include <waterweight/detail/gemm/policy.cuh>
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -20,7 +21,10 @@ constexpr bool may_use_wgmma(const device_info& device, std::int64_t m) {
   return kCompiledForSm90 && device.compute_capability == 90 && m > 16;
 }
 
-constexpr std::size_t gemm_workspace_bytes(const device_info&, std::int64_t) { return 0; }
+/// Only blocks of the tiled kernel share tiles through the workspace.
+constexpr std::size_t gemm_workspace_bytes(const device_info& device, std::int64_t m) {
+  return m > 16 && !may_use_wgmma(device, m) ? tiled_workspace_bytes(device.sm_count) : 0;
+}
 
 /// What a tile took on H200 with INT8 weights, in nanoseconds.
 struct wgmma_tile_time {
