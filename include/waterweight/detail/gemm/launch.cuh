@@ -73,10 +73,12 @@ struct gemm_launcher {
       const cudaError_t status = wgmma(device, plan);
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }
-    const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, stream};
+    const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, ws.data, stream};
     // Unaligned rows are rare: one tile shape serves them all.
-    if (!copyable) return tiled.template run<tiled_tile::m64_n64, false>();
-    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element)));
+    if (!copyable) return tiled.template run<tiled_tile::m64_n64, false>({tiled_tile::m64_n64});
+    // What this call was asked for, not what it got: the choice depends on nothing but the shape.
+    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element),
+                                              gemm_workspace_bytes(device, x.rows)));
   }
 };
 
