@@ -14,8 +14,9 @@ using test::DeviceBuffer;
 constexpr int kConsumers = 3;  // warps
 constexpr int kMaxSlots = 8;
 
-/// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. Odd tiles are
-/// pushed row by row. The first `readers` lanes of a warp say that it has read a tile.
+/// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. Tiles are pushed
+/// whole, row by row and in two uneven pieces in turn. The first `readers` lanes of a warp say that
+/// it has read a tile.
 __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_bytes, int slots,
                                   int most_in_flight, int readers, std::int8_t* out) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -27,10 +28,17 @@ __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_byte
   if (warp == kConsumers) {
     waterweight::ring_producer producer(ring, most_in_flight);
     for (int i = 0; i < tiles; ++i) {
-      if (i % 2 == 0) {
+      if (i % 3 == 0) {
         producer.push(in + i * bytes, bytes);
-      } else {
+      } else if (i % 3 == 1) {
         producer.push_rows(in + i * bytes, row_bytes, row_bytes);
+      } else {
+        const int offset = lane == 3 ? bytes - 16 : 0;
+        producer.push_pieces(offset, in + i * bytes + offset,
+                             lane == 0   ? bytes - 16
+                             : lane == 3 ? 16
+                                         : 0,
+                             bytes);
       }
     }
     return;

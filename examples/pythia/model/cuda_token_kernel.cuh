@@ -68,40 +68,47 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
   __shared__ __align__(8) std::uint64_t ring_barriers[2 * kMaxRingSlots];
   __shared__ StagedPlanes staged;
   __shared__ TokenGroup groups[kMaxTokenGroups];
-  __shared__ TokenShare shares[kMaxTokenLayers + 1];
+  __shared__ TokenShares shares;
   __shared__ typename Attention::Scratch attention_scratch;
   __shared__ typename Stager::Scratch stager_scratch;
 
-  const int tile_bytes = waterweight::kTileRows * p.hidden;
+  constexpr int kHidden = E * kTokenStagingThreads;
+  constexpr int kSlotBytes = waterweight::kTileRows * kHidden + kTokenChannelBytes;
   const waterweight::weight_ring ring{memory, ring_barriers, ring_barriers + kMaxRingSlots,
-                                      p.ring_slots, tile_bytes};
-  const TokenShared layout(static_cast<std::size_t>(p.ring_slots * tile_bytes), p.hidden, p.inner,
+                                      p.ring_slots, kSlotBytes};
+  const TokenShared layout(static_cast<std::size_t>(p.ring_slots * kSlotBytes), p.hidden, p.inner,
                            sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count + 1),
                            Attention::attend::shape::shared_bytes(p.most_slots), 0);
   auto* const first_planes = reinterpret_cast<std::int8_t*>(memory + layout.first_planes);
   auto* const second_planes = reinterpret_cast<std::int8_t*>(memory + layout.second_planes);
   auto* const layers = reinterpret_cast<TokenLayer<T>*>(memory + layout.layers);
-  const GroupRange range(p.hidden);
+  constexpr int kRowGroups = kHidden / waterweight::kTileRows;
 
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
     for (std::uint64_t& ready : staged.ready) {
       waterweight::detail::mbarrier_init(&ready, Stager::kWarps);
     }
+    for (std::uint64_t& done : staged.done) {
+      waterweight::detail::mbarrier_init(&done, kTokenMultiplyWarps);
+    }
     ring.init();
+    shares = TokenShares(3 * kRowGroups, kTokenParts * kRowGroups, kRowGroups,
+                         p.vocab / waterweight::kTileRows, static_cast<int>(blockIdx.x),
+                         static_cast<int>(gridDim.x));
   }
   constexpr int kLayerWords = sizeof(TokenLayer<T>) / sizeof(std::uint64_t);
   for (int i = thread; i < kLayerWords * (p.layer_count + 1); i += kTokenThreads) {
     reinterpret_cast<std::uint64_t*>(layers)[i] =
         reinterpret_cast<const std::uint64_t*>(p.layers)[i];
   }
-  for (int i = thread; i <= p.layer_count; i += kTokenThreads) {
-    shares[i] = p.shares[static_cast<int>(blockIdx.x) * (p.layer_count + 1) + i];
-  }
-  if (thread < waterweight::kTileRows * range.count) {
-    const int row = waterweight::kTileRows * range.first + thread;
-    TokenGroup& group = groups[thread / waterweight::kTileRows];
-    const int r = thread % waterweight::kTileRows;
+  const TokenShare owned =
+      token_share(kRowGroups, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  if (thread < waterweight::kTileRows * owned.count) {
+    const int index = thread / waterweight::kTileRows, r = thread % waterweight::kTileRows;
+    const int row =
+        waterweight::kTileRows * (owned.first + index * static_cast<int>(gridDim.x)) + r;
+    TokenGroup& group = groups[index];
     group.x[r] = waterweight::detail::to_float(
         p.embedding[static_cast<std::int64_t>(*p.token) * p.hidden + row]);
     for (auto& sums : group.sums) sums[r] = 0;
@@ -119,11 +126,11 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     Stager(p, layers, &stager_scratch, &staged, first_planes, second_planes).run(epoch);
   } else if (thread < kTokenProducer) {
     const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
-    best = TokenMultiplier<T>(p, layers, shares, ring, &staged, first_planes, second_planes, groups,
-                              range)
+    best = TokenMultiplier<T, kHidden>(p, layers, shares, ring, &staged, first_planes,
+                                       second_planes, groups)
                .run(epoch, vocab_limit);
   } else {
-    TokenProducer<T>(p, layers, ring).run(shares, range);
+    TokenProducer<T, kHidden>(p, layers, ring).run(shares);
   }
   __syncthreads();
   end_token(p, best);

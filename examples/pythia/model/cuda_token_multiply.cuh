@@ -23,71 +23,113 @@ struct TokenGroup {
   int arrived;  ///< of the attention output and the parts of the down projection
 };
 
-/// The residual rows of a block, in groups of four: [first, first + count).
-struct GroupRange {
-  int first, count;
-
-  __device__ __forceinline__ GroupRange(int hidden) {
-    const int groups = hidden / waterweight::kTileRows;
-    const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    first = groups * block / blocks;
-    count = groups * (block + 1) / blocks - first;
-  }
-};
+/// What a slot of the ring holds: a tile of `hidden` elements of K and behind it the scales and the
+/// biases of its rows, 16 bytes of each, and for the attention output also those of the down
+/// projection, because its warp may be the one to finish the residual.
+constexpr int kTokenChannelBytes = 128;
+constexpr int kTokenChannelPiece = 16;
 
 /// Streams the block's tiles of the whole token. One warp.
-template <class T>
+template <class T, int Hidden>
 class TokenProducer {
  public:
   __device__ __forceinline__ TokenProducer(const TokenParameters<T>& p, const TokenLayer<T>* layers,
                                            const waterweight::weight_ring& ring)
-      : p_(p), layers_(layers), producer_(ring, p.most_in_flight) {}
+      : layer_count_(p.layer_count),
+        layers_(layers),
+        producer_(ring, p.most_in_flight),
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
 
-  __device__ void run(const TokenShare* shares, GroupRange groups) {
-    const int parts = p_.inner / p_.hidden;
-    for (int layer = 0; layer < p_.layer_count; ++layer) {
-      const TokenLayer<T>& weights = layers_[layer];
-      const TokenShare share = shares[layer];
-      rows(weights.linear[kQkvTile].weight, share.qkv_first, share.qkv_count);
-      rows(weights.linear[kUpTile].weight, share.up_first, share.up_count);
-      const std::int8_t* down = weights.linear[kDownTile].weight + tile_of(p_.inner, groups.first);
-      for (int group = 0; group < groups.count; ++group) {
-        for (int part = 0; part < parts; ++part) {
-          producer_.push_rows(down + part * p_.hidden, p_.hidden, p_.inner);
-        }
-        down += waterweight::kTileRows * p_.inner;
-      }
-      rows(weights.linear[kDenseTile].weight, groups.first, groups.count);
+  __device__ void run(const TokenShares& shares) {
+    for (int layer = 0; layer < layer_count_; ++layer) {
+      const TokenLinear<T>* const linear = layers_[layer].linear;
+      rows(linear[kQkvTile], shares.qkv);
+      rows(linear[kUpTile], shares.up);
+      parts(linear[kDownTile], shares.groups);
+      Pieces dense = pieces<1>(linear[kDenseTile], Hidden);
+      channels<3, 2>(linear[kDownTile], &dense);
+      push_all(dense, shares.groups);
     }
-    rows(layers_[p_.layer_count].linear[kQkvTile].weight, shares[p_.layer_count].qkv_first,
-         shares[p_.layer_count].qkv_count);
+    rows(layers_[layer_count_].linear[kQkvTile], shares.head);
   }
 
  private:
-  __device__ __forceinline__ static std::int64_t tile_of(int k, int index) {
-    return std::int64_t{waterweight::kTileRows} * k * index;
+  /// What this lane brings of every tile of a product, and what all lanes do.
+  struct Pieces {
+    const std::byte* base = nullptr;
+    int row_bytes = 0, offset = 0, bytes = 0, all = kTileBytes;
+
+    __device__ __forceinline__ const std::byte* at(int row) const {
+      return base + (std::int64_t{row} * row_bytes & ~std::int64_t{kTokenChannelPiece - 1});
+    }
+  };
+  static constexpr int kTileBytes = waterweight::kTileRows * Hidden;
+
+  /// The first Lanes lanes bring the weights, the next two scales and biases.
+  template <int Lanes>
+  __device__ __forceinline__ Pieces pieces(const TokenLinear<T>& linear, int k) const {
+    Pieces mine;
+    if (lane_ < Lanes) {
+      mine.base = reinterpret_cast<const std::byte*>(linear.weight) + std::int64_t{lane_} * k;
+      mine.row_bytes = k;
+      mine.bytes = kTileBytes / Lanes;
+      mine.offset = lane_ * mine.bytes;
+    }
+    channels<Lanes, 0>(linear, &mine);
+    return mine;
   }
 
-  __device__ __forceinline__ void rows(const std::int8_t* weight, int first, int count) {
-    const int bytes = waterweight::kTileRows * p_.hidden;
-    const std::int8_t* tile = weight + tile_of(p_.hidden, first);
-    for (int i = 0; i < count; ++i, tile += bytes) producer_.push(tile, bytes);
+  /// Two lanes bring scales and biases to `Piece` and the next one behind the tile.
+  template <int FirstLane, int Piece>
+  __device__ __forceinline__ void channels(const TokenLinear<T>& linear, Pieces* mine) const {
+    mine->all += (linear.bias == nullptr ? 1 : 2) * kTokenChannelPiece;
+    const bool scale = lane_ == FirstLane, bias = lane_ == FirstLane + 1;
+    if (!scale && (!bias || linear.bias == nullptr)) return;
+    mine->base = scale ? reinterpret_cast<const std::byte*>(linear.scale)
+                       : reinterpret_cast<const std::byte*>(linear.bias);
+    mine->row_bytes = scale ? sizeof(float) : sizeof(T);
+    mine->bytes = kTokenChannelPiece;
+    mine->offset = kTileBytes + (Piece + (scale ? 0 : 1)) * kTokenChannelPiece;
   }
 
-  const TokenParameters<T>& p_;
+  __device__ __forceinline__ void push_all(const Pieces& mine, TokenShare share) {
+    const int blocks = static_cast<int>(gridDim.x);
+    for (int i = 0, tile = share.first; i < share.count; ++i, tile += blocks) {
+      producer_.push_pieces(mine.offset, mine.at(waterweight::kTileRows * tile), mine.bytes,
+                            mine.all);
+    }
+  }
+
+  __device__ __forceinline__ void rows(const TokenLinear<T>& linear, TokenShare share) {
+    push_all(pieces<1>(linear, Hidden), share);
+  }
+
+  __device__ __forceinline__ void parts(const TokenLinear<T>& linear, TokenShare share) {
+    const Pieces mine = pieces<waterweight::kTileRows>(linear, kTokenParts * Hidden);
+    const int next_part = lane_ < waterweight::kTileRows ? Hidden : 0;
+    const int blocks = static_cast<int>(gridDim.x);
+    for (int i = 0, tile = share.first; i < share.count; ++i, tile += blocks) {
+      const std::byte* piece = mine.at(waterweight::kTileRows * tile);
+      for (int part = 0; part < kTokenParts; ++part, piece += next_part) {
+        producer_.push_pieces(mine.offset, piece, mine.bytes, mine.all);
+      }
+    }
+  }
+
+  int layer_count_;
   const TokenLayer<T>* layers_;
   waterweight::ring_producer producer_;
+  int lane_;
 };
 
-template <class T>
+template <class T, int Hidden>
 class TokenMultiplier {
  public:
   __device__ __forceinline__ TokenMultiplier(const TokenParameters<T>& p,
-                                             const TokenLayer<T>* layers, const TokenShare* shares,
+                                             const TokenLayer<T>* layers, const TokenShares& shares,
                                              const waterweight::weight_ring& ring,
                                              StagedPlanes* staged, const std::int8_t* first_planes,
-                                             const std::int8_t* second_planes, TokenGroup* groups,
-                                             GroupRange range)
+                                             const std::int8_t* second_planes, TokenGroup* groups)
       : p_(p),
         layers_(layers),
         shares_(shares),
@@ -96,109 +138,104 @@ class TokenMultiplier {
         first_(first_planes),
         second_(second_planes),
         groups_(groups),
-        range_(range),
-        parts_(p.inner / p.hidden),
         lane_(threadIdx.x % 32) {}
 
   /// Computes every tile of this warp; returns the best of the logits this lane has seen, among ids
   /// below vocab_limit.
   __device__ Candidate run(std::uint32_t epoch, int vocab_limit) {
     const int warp = (static_cast<int>(threadIdx.x) - kTokenFirstMultiplier) / 32;
-    TileWalk walk(shares_, p_.layer_count, range_.count, parts_, warp);
     ring_cursor_.advance(warp, ring_.slots);
     Candidate best{-INFINITY, INT32_MAX};
-    Channel next = channel(walk);
-    while (walk.kind != kNoTile) {
-      const TileWalk tile = walk;
-      const Channel mine = next;
-      walk.advance(kTokenMultiplyWarps);
-      if (walk.kind != kNoTile) next = channel(walk);  // on its way while this tile is multiplied
-      multiply(tile, mine, epoch, vocab_limit, &best);
+    for (TileWalk walk(shares_, p_.layer_count, warp); walk.kind != kNoTile;
+         walk.advance(kTokenMultiplyWarps)) {
+      const bool second = walk.kind == kDownTile || walk.kind == kDenseTile;
+      done_until(2 * walk.layer + (second ? 1 : 0));
+      multiply(walk, epoch + static_cast<std::uint32_t>(walk.layer), vocab_limit, &best);
     }
+    done_until(2 * p_.layer_count);
     return best;
   }
 
  private:
-  /// Scale and bias of an output row, in lane r and r + 4 for row r of the tile: of its own
-  /// product, and in the upper lanes of an attention output tile of the down projection, because
-  /// its warp may be the one to finish the residual.
-  struct Channel {
-    int row;
-    float scale;
-    std::uint32_t bias;  ///< of this row and its neighbour
-
-    __device__ __forceinline__ float biased(float acc) const {
-      const float2 pair = waterweight::detail::unpack_pair<T>(bias);
-      // One rounding for both, as the epilogues of the device-wide GEMM have it.
-      return fmaf(acc, scale, row % 2 == 0 ? pair.x : pair.y);
+  /// Says that this warp is through with that many halves of layers: what comes before down, and
+  /// the rest.
+  __device__ __forceinline__ void done_until(int halves) {
+    for (; halves_done_ < halves; ++halves_done_) {
+      if (lane_ == 0) waterweight::detail::mbarrier_arrive(staged_->done + halves_done_ % 2);
     }
+  }
+
+  /// Scale and bias of an output row.
+  struct Channel {
+    float scale, bias;
+
+    /// One rounding for both, as the epilogues of the device-wide GEMM have it.
+    __device__ __forceinline__ float biased(float acc) const { return fmaf(acc, scale, bias); }
   };
 
-  /// Starts the loads: nothing here waits for them.
-  __device__ __forceinline__ Channel channel(const TileWalk& tile) const {
-    const TokenShare& share = shares_[tile.layer];
-    const int index = tile.kind == kUpTile      ? share.up_first + tile.index
-                      : tile.kind == kDenseTile ? range_.first + tile.index
-                      : tile.kind == kDownTile  ? range_.first + tile.index / parts_
-                                                : share.qkv_first + tile.index;
-    Channel c{index * waterweight::kTileRows + lane_ % waterweight::kTileRows, 0.0f, 0};
-    if (lane_ >= 2 * waterweight::kTileRows) return c;
-    const bool other = tile.kind == kDenseTile && lane_ >= waterweight::kTileRows;
-    const int kind = other ? kDownTile : tile.kind == kHeadTile ? kQkvTile : tile.kind;
-    const TokenLinear<T>& linear = layers_[tile.layer].linear[kind];
-    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(c.scale) : "l"(linear.scale + c.row));
-    if (linear.bias != nullptr) {
-      asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(c.bias) : "l"(linear.bias + c.row / 2 * 2));
-    }
+  /// Of row `row`, lane % 4 of its tile, as it lies in a slot.
+  __device__ __forceinline__ Channel channel(const std::byte* pieces, int row,
+                                             const TokenLinear<T>& linear) const {
+    Channel c;
+    c.scale = reinterpret_cast<const float*>(pieces)[lane_ % waterweight::kTileRows];
+    constexpr int kOfPiece = kTokenChannelPiece / sizeof(T);
+    const T bias = reinterpret_cast<const T*>(pieces + kTokenChannelPiece)[row % kOfPiece];
+    c.bias = linear.bias == nullptr ? 0.0f : waterweight::detail::to_float(bias);
     return c;
   }
 
-  __device__ __forceinline__ void multiply(const TileWalk& tile, const Channel& c,
-                                           std::uint32_t epoch, int vocab_limit, Candidate* best) {
+  __device__ __forceinline__ void multiply(const TileWalk& tile, std::uint32_t epoch,
+                                           int vocab_limit, Candidate* best) {
     const StagedVector vector = tile.kind == kUpTile      ? kMlpInput
                                 : tile.kind == kDenseTile ? kDenseInput
                                 : tile.kind == kDownTile  ? kDownInput
                                                           : kAttentionInput;
-    const int part = tile.kind == kDownTile ? tile.index % parts_ : 0;
-    const bool second = tile.kind == kUpTile || tile.kind == kDownTile;
-    const std::int8_t* planes = (second ? second_ : first_) + part * p_.hidden;
-    const int pitch = tile.kind == kDownTile ? p_.inner : p_.hidden;
+    const bool down = tile.kind == kDownTile;
+    // Of its rows: the down projection has several tiles of the same.
+    const int index = down ? tile.index / kTokenParts : tile.index;
+    const int row =
+        (tile.share().first + index * static_cast<int>(gridDim.x)) * waterweight::kTileRows +
+        lane_ % waterweight::kTileRows;
+    const std::int8_t* planes = tile.kind == kUpTile || down ? second_ : first_;
+    if (down) planes += tile.index % kTokenParts * Hidden;
+    const int pitch = down ? kTokenParts * Hidden : Hidden;
+    const TokenLinear<T>* const linear = layers_[tile.layer].linear;
 
     waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
     const float step = staged_->step[vector];
     waterweight::detail::mbarrier_wait(ring_.full + ring_cursor_.slot, ring_cursor_.parity);
-    const int sum = waterweight::warp_tile_sums(
-        reinterpret_cast<const std::int8_t*>(ring_.slot(ring_cursor_.slot)), planes, pitch,
-        p_.hidden);
+    const std::byte* const slot = ring_.slot(ring_cursor_.slot);
+    const std::byte* const pieces = slot + waterweight::kTileRows * Hidden;
+    const Channel c = channel(pieces, row, linear[tile.kind == kHeadTile ? kQkvTile : tile.kind]);
+    // The same for every other kind, and then not used.
+    const Channel of_down = channel(
+        tile.kind == kDenseTile ? pieces + 2 * kTokenChannelPiece : pieces, row, linear[kDownTile]);
+    const int sum = waterweight::warp_tile_sums<Hidden>(reinterpret_cast<const std::int8_t*>(slot),
+                                                        planes, pitch);
     __syncwarp();
     if (lane_ == 0) waterweight::detail::mbarrier_arrive(ring_.empty + ring_cursor_.slot);
     ring_cursor_.advance(kTokenMultiplyWarps, ring_.slots);
 
-    epoch += static_cast<std::uint32_t>(tile.layer);
-    if (tile.kind == kDownTile) {
-      TokenGroup& group = groups_[tile.index / parts_];
-      const int plane = lane_ / waterweight::kTileRows;
-      if (plane < waterweight::kPlanes) {
-        atomicAdd(&group.sums[plane][lane_ % waterweight::kTileRows], sum);
+    if (down) {
+      const int plane = lane_ / waterweight::tile_sum_lane(1, 0);
+      const int r = lane_ % waterweight::tile_sum_lane(1, 0);
+      if (plane < waterweight::kPlanes && r < waterweight::kTileRows) {
+        atomicAdd(&groups_[index].sums[plane][r], sum);
       }
-      arrive(group, c, epoch, tile.layer);
+      arrive(groups_[index], row, of_down, epoch, tile.layer);
       return;
     }
     const float acc = step * waterweight::warp_tile_value(sum);
     if (tile.kind == kDenseTile) {
-      TokenGroup& group = groups_[tile.index];
       if (lane_ < waterweight::kTileRows) {
-        group.x[lane_] = c.biased(acc) + group.x[lane_];
+        groups_[index].x[lane_] = c.biased(acc) + groups_[index].x[lane_];
       }
-      Channel down = c;
-      down.scale = __shfl_down_sync(0xffffffffu, c.scale, waterweight::kTileRows);
-      down.bias = __shfl_down_sync(0xffffffffu, c.bias, waterweight::kTileRows);
-      arrive(group, down, epoch, tile.layer);
+      arrive(groups_[index], row, of_down, epoch, tile.layer);
     } else if (tile.kind == kHeadTile) {
       if (lane_ < waterweight::kTileRows) {
         const float value = acc * c.scale;
-        p_.logits[c.row] = value;
-        if (c.row < vocab_limit) *best = better(*best, {value, c.row});
+        p_.logits[row] = value;
+        if (row < vocab_limit) *best = better(*best, {value, row});
       }
     } else {
       float y = c.biased(acc);
@@ -206,9 +243,9 @@ class TokenMultiplier {
         y = p_.gelu_tanh ? waterweight::gelu_tanh(y) : waterweight::gelu_erf(y);
       }
       const int copy = tile.layer & 1;
-      store_pair(tile.kind == kUpTile ? p_.exchange.mlp + copy * (p_.inner / 2)
-                                      : p_.exchange.qkv + copy * (3 * p_.hidden / 2),
-                 c.row, y, epoch);
+      store_pair(tile.kind == kUpTile ? p_.exchange.mlp + copy * (kTokenParts * Hidden / 2)
+                                      : p_.exchange.qkv + copy * (3 * Hidden / 2),
+                 row, y, epoch);
     }
   }
 
@@ -235,13 +272,13 @@ class TokenMultiplier {
 
   /// One contribution to a group of residual rows is in shared memory; the last one adds them up
   /// and passes the rows on to the next layer.
-  __device__ __forceinline__ void arrive(TokenGroup& group, const Channel& c, std::uint32_t epoch,
-                                         int layer) const {
+  __device__ __forceinline__ void arrive(TokenGroup& group, int row, const Channel& c,
+                                         std::uint32_t epoch, int layer) const {
     __syncwarp();
     int before = 0;
     if (lane_ == 0) before = arrive_at(&group.arrived);
     before = __shfl_sync(0xffffffffu, before, 0);
-    if (before < parts_) return;
+    if (before < kTokenParts) return;
     if (lane_ < waterweight::kTileRows) {
       const float step = staged_->step[kDownInput];
       const float sum =
@@ -252,21 +289,20 @@ class TokenMultiplier {
 #pragma unroll
       for (int plane = 0; plane < waterweight::kPlanes; ++plane) group.sums[plane][lane_] = 0;
       if (lane_ == 0) group.arrived = 0;
-      waterweight::store_flagged(p_.exchange.x + ((layer + 1) & 1) * p_.hidden + c.row,
+      waterweight::store_flagged(p_.exchange.x + ((layer + 1) & 1) * Hidden + row,
                                  __float_as_uint(x), epoch + 1);
     }
   }
 
   const TokenParameters<T>& p_;
   const TokenLayer<T>* layers_;
-  const TokenShare* shares_;
+  const TokenShares& shares_;
   waterweight::weight_ring ring_;
   waterweight::ring_cursor ring_cursor_;
   StagedPlanes* staged_;
   const std::int8_t *first_, *second_;
   TokenGroup* groups_;
-  GroupRange range_;
-  int parts_, lane_;
+  int lane_, halves_done_ = 0;
 };
 
 }  // namespace pythia

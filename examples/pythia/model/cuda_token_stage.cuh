@@ -18,6 +18,7 @@ enum StagedVector { kAttentionInput, kMlpInput, kDenseInput, kDownInput, kStaged
 /// Shared memory between the staging and the multiplying warps.
 struct StagedPlanes {
   std::uint64_t ready[kStagedVectors];
+  std::uint64_t done[2];  ///< multiplying warps through with up, and with a layer
   float step[kStagedVectors];
 };
 
@@ -28,7 +29,7 @@ class TokenStager {
   static constexpr int kWarps = kTokenStagingThreads / 32;
 
   struct Scratch {
-    float sum[2 * kWarps], squares[2 * kWarps];
+    float sum[kWarps], squares[kWarps];
     std::uint32_t largest[kStagedVectors][kWarps];
   };
 
@@ -49,11 +50,10 @@ class TokenStager {
     for (int layer = 0;; ++layer, ++epoch) {
       stage_norms(layer, epoch);
       if (layer == p_.layer_count) return;
-      const int copy = layer & 1, blocks = static_cast<int>(gridDim.x);
+      // Before this block is done, others hardly are, and asking is in their way.
+      waterweight::detail::mbarrier_wait(staged_->done, layer & 1);
+      const int copy = layer & 1;
       const waterweight::flagged_word* const mlp = p_.exchange.mlp + copy * (p_.inner / 2);
-      // A tile that each block is to have done when it is through three quarters of them.
-      await(blocks, epoch,
-            [&](int b) { return mlp + (4 * b + 3) * (p_.inner / 4) / (4 * blocks) * 2; });
       stage_pairs<E, true>(mlp, p_.inner, epoch, second_, kDownInput);
       const waterweight::flagged_word* const attention =
           p_.exchange.attention + copy * (p_.hidden / 2);
@@ -68,20 +68,14 @@ class TokenStager {
   }
   __device__ __forceinline__ int element(int j) const { return thread_ + j * kTokenStagingThreads; }
 
-  /// block_sum() of layernorm_kernel: its block is twice this group, so every thread stands for
-  /// two. `scratch` is written again only after further barriers.
-  __device__ __forceinline__ float group_sum(float even, float odd, float* scratch) const {
-    const auto add = [](float a, float b) { return a + b; };
-    even = waterweight::warp_reduce(even, add);
-    odd = waterweight::warp_reduce(odd, add);
-    if (thread_ % 32 == 0) {
-      scratch[thread_ / 32] = even;
-      scratch[kWarps + thread_ / 32] = odd;
-    }
+  /// block_sum() of layernorm_kernel. `scratch` is written again only after further barriers.
+  __device__ __forceinline__ float group_sum(float value, float* scratch) const {
+    value = waterweight::warp_reduce(value, [](float a, float b) { return a + b; });
+    if (thread_ % 32 == 0) scratch[thread_ / 32] = value;
     sync();
     float result = scratch[0];
 #pragma unroll
-    for (int i = 1; i < 2 * kWarps; ++i) result += scratch[i];
+    for (int i = 1; i < kWarps; ++i) result += scratch[i];
     return result;
   }
 
@@ -126,30 +120,27 @@ class TokenStager {
         x[j] = waterweight::detail::to_float(row[j * kTokenStagingThreads]);
       }
     } else {
+      waterweight::detail::mbarrier_wait(staged_->done + 1, (layer - 1) & 1);
       std::uint32_t words[E];
       const waterweight::flagged_word* const source = p_.exchange.x + (layer & 1) * p_.hidden;
-      const int blocks = static_cast<int>(gridDim.x), groups = p_.hidden / waterweight::kTileRows;
-      await(blocks, epoch,
-            [&](int b) { return source + groups * b / blocks * waterweight::kTileRows; });
       waterweight::wait_flagged<E, kTokenStagingThreads>(one_base(source + thread_), E, epoch,
                                                          words);
 #pragma unroll
       for (int j = 0; j < E; ++j) x[j] = __uint_as_float(words[j]);
     }
-    float sum[2] = {};
+    float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < E; ++j) {
-      sum[j % 2] += x[j];
+      sum += x[j];
     }
-    const float mean = group_sum(sum[0], sum[1], scratch_->sum) / static_cast<float>(p_.hidden);
-    float squares[2] = {};
+    const float mean = group_sum(sum, scratch_->sum) / static_cast<float>(p_.hidden);
+    float squares = 0.0f;
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       x[j] -= mean;
-      squares[j % 2] += x[j] * x[j];
+      squares += x[j] * x[j];
     }
-    const float variance =
-        group_sum(squares[0], squares[1], scratch_->squares) / static_cast<float>(p_.hidden);
+    const float variance = group_sum(squares, scratch_->squares) / static_cast<float>(p_.hidden);
     const float scale = 1.0f / sqrtf(variance + p_.eps);
     const int norms = layer < p_.layer_count ? 2 : 1;
 #pragma unroll 1

@@ -32,10 +32,10 @@ bool dispatch_token_kernel(int head_dim, int hidden, const F& f) {
   constexpr integral_constant<int, 80> k80;
   constexpr integral_constant<int, 128> k128;
   constexpr integral_constant<int, 256> k256;
-  constexpr integral_constant<int, 2> small;  // the bundled model and those of the tests
-  constexpr integral_constant<int, 8> k1024;
-  constexpr integral_constant<int, 16> k2048;
-  constexpr integral_constant<int, 20> k2560;
+  constexpr integral_constant<int, 1> small;  // the bundled model and those of the tests
+  constexpr integral_constant<int, 4> k1024;
+  constexpr integral_constant<int, 8> k2048;
+  constexpr integral_constant<int, 10> k2560;
   return is(k80, k2560) || is(k128, k2048) || is(k256, k2048) || is(k64, k1024) || is(k64, small) ||
          is(k128, small) || is(k256, small);
 }
@@ -73,7 +73,6 @@ class TokenStep {
     arena->add(&p_.ending.best, static_cast<std::size_t>(blocks_));
     arena->add(&p_.ending.arrived, 1);
     arena->add(&layers_, layers + 1);
-    arena->add(&device_shares_, shares_.size());
   }
 
   bool active() const { return active_; }
@@ -104,16 +103,11 @@ class TokenStep {
     last.linear[kQkvTile] = linear(weights.embed_out);
     last.attention_norm = weights.final_norm;
     layers.push_back(last);
-    const auto upload = [&](auto* to, const auto& from) {
-      check_cuda(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(from[0]),
-                                 cudaMemcpyHostToDevice, stream),
-                 "cudaMemcpyAsync");
-      check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-    };
-    upload(layers_, layers);
-    upload(device_shares_, shares_);
+    check_cuda(cudaMemcpyAsync(layers_, layers.data(), layers.size() * sizeof(layers[0]),
+                               cudaMemcpyHostToDevice, stream),
+               "cudaMemcpyAsync");
+    check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     p_.layers = layers_;
-    p_.shares = device_shares_;
     p_.embedding = weights.embedding;
     p_.token = step.tokens;
     p_.logits = step.logits;
@@ -148,10 +142,6 @@ class TokenStep {
     head_dim_ = config.head_dim();
     blocks_ = std::min(device.sm_count, groups);
     if ((groups + blocks_ - 1) / blocks_ > kMaxTokenGroups) return false;
-    shares_ = share_token_tiles({config.num_layers, 3 * groups, 4 * groups, groups, 4,
-                                 config.vocab_size / waterweight::kTileRows},
-                                blocks_);
-    if (shares_.empty()) return false;
     p_.layer_count = config.num_layers;
     p_.hidden = hidden;
     p_.inner = config.intermediate_size;
@@ -178,7 +168,8 @@ class TokenStep {
     cudaFuncAttributes attributes;
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
     const std::size_t tile =
-        static_cast<std::size_t>(waterweight::kTileRows) * static_cast<std::size_t>(p_.hidden);
+        static_cast<std::size_t>(waterweight::kTileRows) * static_cast<std::size_t>(p_.hidden) +
+        kTokenChannelBytes;
     const auto layout = [&](std::size_t slots) {
       return TokenShared(slots * tile, p_.hidden, p_.inner,
                          sizeof(TokenLayer<T>) * static_cast<std::size_t>(p_.layer_count + 1),
@@ -208,8 +199,6 @@ class TokenStep {
   bool active_ = false;
   int blocks_ = 0, head_dim_ = 0;
   std::size_t shared_bytes_ = 0;
-  std::vector<TokenShare> shares_;
-  TokenShare* device_shares_ = nullptr;
   TokenLayer<T>* layers_ = nullptr;
   TokenParameters<T> p_ = {};
 };

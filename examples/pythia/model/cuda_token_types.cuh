@@ -20,7 +20,7 @@ namespace pythia {
 
 // The warps of a block and their jobs, in the order of thread numbers.
 constexpr int kTokenAttentionThreads = 128;
-constexpr int kTokenStagingThreads = 128;
+constexpr int kTokenStagingThreads = 256;
 constexpr int kTokenMultiplyWarps = 7;
 constexpr int kTokenFirstStager = kTokenAttentionThreads;
 constexpr int kTokenFirstMultiplier = kTokenFirstStager + kTokenStagingThreads;
@@ -28,6 +28,9 @@ constexpr int kTokenProducer = kTokenFirstMultiplier + 32 * kTokenMultiplyWarps;
 constexpr int kTokenThreads = kTokenProducer + 32;
 constexpr int kAttentionBarrier = 1;
 constexpr int kStagingBarrier = 2;
+
+/// A row of the down projection in tiles: its K is this many times that of the others.
+constexpr int kTokenParts = 4;
 
 constexpr int kMaxTokenLayers = 64;
 constexpr int kMaxTokenGroups = 16;  ///< groups of four residual rows a block may own
@@ -90,7 +93,6 @@ struct TokenParameters {
   const T* embedding;
   const std::int32_t* token;  ///< to be fed
   float* logits;              ///< [vocab]
-  const TokenShare* shares;   ///< [blocks, layer_count + 1], device memory
   TokenExchange exchange;
   int layer_count, hidden, inner, heads, vocab, capacity, splits, most_slots;
   float eps;
@@ -130,15 +132,17 @@ class TileWalk {
   int kind = kQkvTile;
   int index;  ///< among the tiles of this kind and layer
 
-  __device__ __forceinline__ TileWalk(const TokenShare* shares, int layers, int groups, int parts,
-                                      int start)
-      : index(start),
-        shares_(shares),
-        layers_(layers),
-        groups_(groups),
-        parts_(parts),
-        count_(shares[0].qkv_count) {
+  __device__ __forceinline__ TileWalk(const TokenShares& shares, int layers, int start)
+      : index(start), shares_(shares), layers_(layers), count_(shares.qkv.count) {
     settle();
+  }
+
+  /// The share that the tile belongs to; of the down projection in tiles of all of K.
+  __device__ __forceinline__ const TokenShare& share() const {
+    return kind == kQkvTile    ? shares_.qkv
+           : kind == kUpTile   ? shares_.up
+           : kind == kHeadTile ? shares_.head
+                               : shares_.groups;
   }
 
   __device__ __forceinline__ void advance(int by) {
@@ -155,16 +159,14 @@ class TileWalk {
       } else {
         kind = kind == kHeadTile ? kNoTile : kind + 1;
       }
-      count_ = kind == kQkvTile || kind == kHeadTile ? shares_[layer].qkv_count
-               : kind == kUpTile                     ? shares_[layer].up_count
-               : kind == kDenseTile                  ? groups_
-               : kind == kDownTile                   ? groups_ * parts_
-                                                     : INT_MAX;
+      count_ = kind == kNoTile     ? INT_MAX
+               : kind == kDownTile ? shares_.groups.count * kTokenParts
+                                   : share().count;
     }
   }
 
-  const TokenShare* shares_;
-  int layers_, groups_, parts_, count_;
+  const TokenShares& shares_;
+  int layers_, count_;
 };
 
 }  // namespace pythia

@@ -44,14 +44,15 @@ __device__ __forceinline__ uint4 load_flagged_pair(const flagged_word* source) {
 template <int N, int Stride>
 __device__ __forceinline__ void wait_flagged(const flagged_word* source, int present,
                                              std::uint32_t epoch, std::uint32_t (&words)[N]) {
+  flagged_word loaded[N];
+#pragma unroll
+  for (int j = 0; j < N; ++j) loaded[j] = make_uint2(0, j < present ? ~epoch : epoch);
   bool missing;
   do {
     missing = false;
-    flagged_word loaded[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      loaded[j] = make_uint2(0, epoch);
-      if (j < present) loaded[j] = load_flagged(source + j * Stride);
+      if (loaded[j].y != epoch) loaded[j] = load_flagged(source + j * Stride);
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -65,14 +66,19 @@ __device__ __forceinline__ void wait_flagged(const flagged_word* source, int pre
 template <int N, int Stride>
 __device__ __forceinline__ void wait_flagged_pairs(const flagged_word* source, int present,
                                                    std::uint32_t epoch, uint2 (&words)[N]) {
+  uint4 loaded[N];
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    loaded[j] = make_uint4(0, j < present ? ~epoch : epoch, 0, epoch);
+  }
   bool missing;
   do {
     missing = false;
-    uint4 loaded[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      loaded[j] = make_uint4(0, epoch, 0, epoch);
-      if (j < present) loaded[j] = load_flagged_pair(source + 2 * j * Stride);
+      if (loaded[j].y != epoch || loaded[j].w != epoch) {
+        loaded[j] = load_flagged_pair(source + 2 * j * Stride);
+      }
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {

@@ -14,10 +14,10 @@
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
-/// The ring of one block: `slots` tiles of `tile_bytes` (a multiple of 128), all shared memory.
-/// slots >= most_in_flight of the producer + the stride at which a consumer takes tiles (with w
-/// warps that take turns, w): a barrier tells only two phases apart, so whoever waits for a tile
-/// must know that the one before it in the same slot has landed. It does, having had the tile
+/// The ring of one block: `slots` tiles of up to `tile_bytes` (a multiple of 128), all shared
+/// memory. slots >= most_in_flight of the producer + the stride at which a consumer takes tiles
+/// (with w warps that take turns, w): a barrier tells only two phases apart, so whoever waits for a
+/// tile must know that the one before it in the same slot has landed. It does, having had the tile
 /// `stride` before its own, which was not asked for until all but `most_in_flight` of its
 /// predecessors had landed.
 struct weight_ring {
@@ -63,25 +63,26 @@ class ring_producer {
   /// The next tile: four rows of `row_bytes` (a multiple of 16), `ld` bytes apart. Collective.
   __device__ __forceinline__ void push_rows(const std::int8_t* rows, int row_bytes,
                                             std::int64_t ld) {
-    acquire();
-    std::uint64_t* const full = ring_.full + next_.slot;
     const int lane = threadIdx.x % 32;
-    if (lane == 0) detail::mbarrier_arrive_expect(full, static_cast<std::uint32_t>(4 * row_bytes));
-    __syncwarp();
-    if (lane < 4) {
-      detail::bulk_copy(ring_.slot(next_.slot) + lane * row_bytes, rows + lane * ld, row_bytes,
-                        full, policy_);
-    }
-    next_.advance(1, ring_.slots);
+    push_pieces(lane * row_bytes, rows + lane * ld, lane < 4 ? row_bytes : 0, 4 * row_bytes);
   }
 
   /// The next tile: `bytes` consecutive ones. Collective.
   __device__ __forceinline__ void push(const std::int8_t* tile, int bytes) {
+    push_pieces(0, tile, threadIdx.x % 32 == 0 ? bytes : 0, bytes);
+  }
+
+  /// The next tile, in one piece per lane: `bytes` (a multiple of 16, 0 for none) from `piece` to
+  /// `offset` in the slot. all: what the lanes bring together. Collective.
+  __device__ __forceinline__ void push_pieces(int offset, const void* piece, int bytes, int all) {
     acquire();
-    if (threadIdx.x % 32 == 0) {
-      std::uint64_t* const full = ring_.full + next_.slot;
-      detail::mbarrier_arrive_expect(full, bytes);
-      detail::bulk_copy(ring_.slot(next_.slot), tile, bytes, full, policy_);
+    std::uint64_t* const full = ring_.full + next_.slot;
+    if (threadIdx.x % 32 == 0)
+      detail::mbarrier_arrive_expect(full, static_cast<std::uint32_t>(all));
+    __syncwarp();
+    if (bytes > 0) {
+      detail::bulk_copy(ring_.slot(next_.slot) + offset, piece, static_cast<std::uint32_t>(bytes),
+                        full, policy_);
     }
     next_.advance(1, ring_.slots);
   }

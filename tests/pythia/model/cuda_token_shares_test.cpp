@@ -8,56 +8,64 @@
 
 namespace {
 
-using pythia::share_token_tiles;
 using pythia::TokenShare;
-using pythia::TokenTiles;
+using pythia::TokenShares;
 
-TokenTiles tiles_of(int layers, int hidden, int vocab) {
-  return {layers, 3 * hidden / 4, hidden, hidden / 4, 4, vocab / 4};
-}
+/// Counts who has each tile of one product, and how many each block has.
+class Dealt {
+ public:
+  Dealt(int tiles, int blocks) : owners_(static_cast<std::size_t>(tiles), 0), blocks_(blocks) {}
 
-void expect_exact(const TokenTiles& tiles, int blocks) {
-  const std::vector<TokenShare> shares = share_token_tiles(tiles, blocks);
-  const auto entries = static_cast<std::size_t>(tiles.layers) + 1;
-  ASSERT_EQ(shares.size(), entries * static_cast<std::size_t>(blocks));
-  std::vector<int> had(static_cast<std::size_t>(blocks), 0);
-  for (int layer = 0; layer <= tiles.layers; ++layer) {
-    const bool head = layer == tiles.layers;
-    int qkv = 0;
-    int up = 0;
-    for (int block = 0; block < blocks; ++block) {
-      const TokenShare& share =
-          shares[static_cast<std::size_t>(block) * entries + static_cast<std::size_t>(layer)];
-      EXPECT_EQ(share.qkv_first, qkv);
-      EXPECT_EQ(share.up_first, up);
-      EXPECT_GE(share.qkv_count, 0);
-      EXPECT_GE(share.up_count, 0);
-      qkv += share.qkv_count;
-      up += share.up_count;
-      had[static_cast<std::size_t>(block)] += share.qkv_count + share.up_count;
-    }
-    EXPECT_EQ(qkv, head ? tiles.head : tiles.qkv);
-    EXPECT_EQ(up, head ? 0 : tiles.up);
-    const auto [least, most] = std::minmax_element(had.begin(), had.end());
-    EXPECT_LE(*most - *least, 1) << "layer " << layer;
-    for (int block = 0; block < blocks; ++block) {
-      const int groups = tiles.groups * (block + 1) / blocks - tiles.groups * block / blocks;
-      had[static_cast<std::size_t>(block)] += groups * (1 + tiles.parts);
+  void add(const TokenShare& share) {
+    counts.push_back(share.count);
+    for (int i = 0; i < share.count; ++i) {
+      const int tile = share.first + i * blocks_;
+      ASSERT_GE(tile, 0);
+      ASSERT_LT(static_cast<std::size_t>(tile), owners_.size());
+      ++owners_[static_cast<std::size_t>(tile)];
     }
   }
+  void expect_each_once() const {
+    for (const int owners : owners_) ASSERT_EQ(owners, 1);
+  }
+
+  std::vector<int> counts;
+
+ private:
+  std::vector<int> owners_;
+  int blocks_;
+};
+
+void expect_even(const std::vector<int>& counts) {
+  const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
+  EXPECT_GE(*least, 0);
+  EXPECT_LE(*most - *least, 1);
+}
+
+void expect_exact(int hidden, int vocab, int blocks) {
+  SCOPED_TRACE(hidden);
+  const int groups = hidden / 4, head_tiles = vocab / 4;
+  Dealt qkv(3 * groups, blocks), up(4 * groups, blocks), rows(groups, blocks);
+  Dealt head(head_tiles, blocks);
+  std::vector<int> both;
+  for (int block = 0; block < blocks; ++block) {
+    const TokenShares shares(3 * groups, 4 * groups, groups, head_tiles, block, blocks);
+    qkv.add(shares.qkv);
+    up.add(shares.up);
+    rows.add(shares.groups);
+    head.add(shares.head);
+    both.push_back(shares.qkv.count + shares.up.count);
+  }
+  for (const Dealt* product : {&qkv, &up, &rows, &head}) product->expect_each_once();
+  for (const auto* counts : {&qkv.counts, &rows.counts, &head.counts, &both}) expect_even(*counts);
 }
 
 TEST(CudaTokenShares, EveryTileOnceAndEvenly) {
-  expect_exact(tiles_of(32, 2560, 50304), 132);
-  expect_exact(tiles_of(24, 1024, 50304), 132);
-  expect_exact(tiles_of(36, 5120, 50688), 114);
-  expect_exact(tiles_of(4, 256, 2048), 64);
-  expect_exact(tiles_of(1, 128, 512), 1);
-}
-
-TEST(CudaTokenShares, NothingWhereItCannotBeEven) {
-  // The only row group of one block is more than its share of all that there is.
-  EXPECT_TRUE(share_token_tiles({2, 1, 1, 3, 40, 1}, 2).empty());
+  expect_exact(2560, 50304, 132);
+  expect_exact(1024, 50304, 132);
+  expect_exact(5120, 50688, 114);
+  expect_exact(256, 2048, 64);
+  expect_exact(128, 512, 1);
 }
 
 }  // namespace

@@ -139,15 +139,13 @@ struct default_tiled_selector {
   }
 };
 
-enum class gemm_kind { fixed_point, gemv, tiled };
+enum class gemm_kind { gemv, tiled };
 
-/// The default choice. `aligned`: rows of X and W start on 16-byte boundaries and K % 16 == 0.
-/// `integer`: INT8 weights and a K that the integer kernel takes. Against cuBLAS FP16 on H200
-/// (gemm_bench, geometric mean of Pythia-2.8B's shapes) it reaches 1.4 at M = 1 but 1.22 with two
-/// tokens; the converting GEMV reaches 1.34 there and at M = 4.
+/// The default choice, but that the streaming kernel (stream_kernel.cuh) takes the place of gemv
+/// where it runs, and wgmma that of tiled. `aligned`: rows of X and W start on 16-byte boundaries
+/// and K % 16 == 0.
 struct default_gemm_selector {
-  constexpr gemm_kind operator()(std::int64_t m, bool aligned, bool integer) const {
-    if (m == 1 && aligned && integer) return gemm_kind::fixed_point;
+  constexpr gemm_kind operator()(std::int64_t m, bool aligned) const {
     return m <= 16 && aligned ? gemm_kind::gemv : gemm_kind::tiled;
   }
 };
