@@ -11,9 +11,7 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
 /// Y[m, n] = epilogue(scale[n] * sum_k X[m, k] * Wq[n, k], m, n), summed in fp32.
-/// One aligned token takes integer tensor cores instead: X is rounded to 24-bit fixed point of its
-/// largest |x|, in steps of at least 2^-126, and the sum is exact (device/fixed_point.cuh). A token
-/// with a NaN or an infinity is then NaN throughout.
+/// A token with an infinity may be NaN throughout.
 ///
 /// X: __half or __nv_bfloat16 (possibly const). Out: the same type or float.
 /// x: [M, K], y: [M, N], w: [N, K] INT8 and scale[N]; all row-major, any leading dimension >= the
@@ -38,7 +36,28 @@ template <class X, class Out, class Epilogue>
   return detail::gemm(device, x, operand, y, epilogue, ws, stream, early);
 }
 
-/// The same with weights of X's own type: w is [N, K].
+/// Longest row of w8a16_fixed_point_gemv.
+inline constexpr int kFixedPointGemvMaxK = detail::kFixedPointMaxK;
+
+/// w8a16_gemm of one token with an exact sum: x is rounded to 24-bit fixed point of its largest
+/// |x|, in steps of at least 2^-126, and multiplied by INT8 weights on integer tensor cores
+/// (device/fixed_point.cuh). Any kernel that sums such products, in whatever order, gets the same
+/// bits. A token with a NaN or an infinity is NaN throughout.
+///
+/// x: [1, K], y: [1, N]. x and the rows of w start on 16-byte boundaries, K % 16 == 0 and
+/// K <= kFixedPointGemvMaxK.
+/// Errors: as w8a16_gemm, and cudaErrorInvalidValue for operands that are not of that form.
+template <class X, class Out, class Epilogue>
+[[nodiscard]] cudaError_t w8a16_fixed_point_gemv(const device_info& device, matrix_view<X> x,
+                                                 int8_weight_view w, matrix_view<Out> y,
+                                                 Epilogue epilogue, cudaStream_t stream) noexcept {
+  if (!detail::valid_weights(w)) return cudaErrorInvalidValue;
+  const detail::weight_operand<std::int8_t> operand{w.data, w.scale, static_cast<int>(w.rows),
+                                                    static_cast<int>(w.cols), w.ld};
+  return detail::fixed_point_gemv(device, x, operand, y, epilogue, stream);
+}
+
+/// w8a16_gemm with weights of X's own type: w is [N, K].
 template <class X, class Out, class Epilogue>
 [[nodiscard]] cudaError_t w16a16_gemm(const device_info& device, matrix_view<X> x,
                                       matrix_view<const std::remove_const_t<X>> w,

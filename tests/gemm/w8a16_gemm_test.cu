@@ -88,10 +88,9 @@ TYPED_TEST(GemmInPlaceTest, ResidualMayBeTheOutput) {
   }
 }
 
-/// One aligned token of INT8 weights at the ends of its type's range: the path that rounds the
-/// token to fixed point of its largest |x|.
+/// One token in fixed point at the ends of its type's range.
 template <class T>
-class GemmExtremeTokenTest : public test::GemmFixture<std::tuple<T, std::int8_t, float>> {
+class FixedPointGemvTest : public test::GemmFixture<std::tuple<T, std::int8_t, float>> {
  protected:
   static constexpr int kN = 45, kK = 320;
 
@@ -100,11 +99,11 @@ class GemmExtremeTokenTest : public test::GemmFixture<std::tuple<T, std::int8_t,
     test::DeviceBuffer<std::int8_t> w(problem.w);
     test::DeviceBuffer<float> scale(problem.scale), y(kN);
     y.poison();
-    EXPECT_EQ(cudaSuccess, waterweight::w8a16_gemm(
-                               this->device, matrix_view<T>{x.data(), 1, kK, kK},
-                               int8_weight_view{w.data(), scale.data(), kN, kK, kK},
-                               matrix_view<float>{y.data(), 1, kN, kN}, test::AnyEpilogue<T>{},
-                               waterweight::workspace{}, this->stream));
+    EXPECT_EQ(cudaSuccess,
+              waterweight::w8a16_fixed_point_gemv(
+                  this->device, matrix_view<T>{x.data(), 1, kK, kK},
+                  int8_weight_view{w.data(), scale.data(), kN, kK, kK},
+                  matrix_view<float>{y.data(), 1, kN, kN}, test::AnyEpilogue<T>{}, this->stream));
     EXPECT_EQ(cudaSuccess, cudaStreamSynchronize(this->stream));
     return y.download();
   }
@@ -128,9 +127,9 @@ class GemmExtremeTokenTest : public test::GemmFixture<std::tuple<T, std::int8_t,
     }
   }
 };
-TYPED_TEST_SUITE(GemmExtremeTokenTest, ActivationTypes);
+TYPED_TEST_SUITE(FixedPointGemvTest, ActivationTypes);
 
-TYPED_TEST(GemmExtremeTokenTest, TinyAndHugeTokensKeepTheirRelativeAccuracy) {
+TYPED_TEST(FixedPointGemvTest, TinyAndHugeTokensKeepTheirRelativeAccuracy) {
   using T = TypeParam;
   std::mt19937 generator(15);
   const bool wide = std::is_same_v<T, __nv_bfloat16>;
@@ -143,7 +142,7 @@ TYPED_TEST(GemmExtremeTokenTest, TinyAndHugeTokensKeepTheirRelativeAccuracy) {
   }
 }
 
-TYPED_TEST(GemmExtremeTokenTest, AnOutlierCostsTheOthersHalfAStepOfItsSize) {
+TYPED_TEST(FixedPointGemvTest, AnOutlierCostsTheOthersHalfAStepOfItsSize) {
   using T = TypeParam;
   std::mt19937 generator(16);
   for (float outlier : {60000.0f, -300.0f}) {
@@ -154,7 +153,7 @@ TYPED_TEST(GemmExtremeTokenTest, AnOutlierCostsTheOthersHalfAStepOfItsSize) {
   }
 }
 
-TYPED_TEST(GemmExtremeTokenTest, ANonFiniteValueMakesTheWholeTokenNaN) {
+TYPED_TEST(FixedPointGemvTest, ANonFiniteValueMakesTheWholeTokenNaN) {
   using T = TypeParam;
   std::mt19937 generator(17);
   for (float value : {INFINITY, -INFINITY, NAN}) {
@@ -162,6 +161,49 @@ TYPED_TEST(GemmExtremeTokenTest, ANonFiniteValueMakesTheWholeTokenNaN) {
     problem.x[31] = static_cast<T>(value);
     for (float y : this->run(problem)) EXPECT_TRUE(std::isnan(y)) << value << " gave " << y;
   }
+}
+
+TYPED_TEST(FixedPointGemvTest, ShapesWithTails) {
+  using T = TypeParam;
+  std::mt19937 generator(18);
+  for (const test::Shape& shape :
+       {test::Shape{1, 1, 16, 0, 0, 0}, test::Shape{1, 333, 80, 0, 16, 0},
+        test::Shape{1, 90, 2576, 0, 0, 0}, test::Shape{1, 5, 10240, 0, 32, 0}}) {
+    const auto gemv = [&](matrix_view<T> x, const std::int8_t* w, const float* scale,
+                          std::int64_t w_ld, matrix_view<float> y, const auto& epilogue) {
+      return waterweight::w8a16_fixed_point_gemv(this->device, x,
+                                                 int8_weight_view{w, scale, y.cols, x.cols, w_ld},
+                                                 y, epilogue, this->stream);
+    };
+    this->check(shape, test::Kind::residual, generator, gemv);
+  }
+}
+
+TEST(FixedPointGemvArguments, AreCheckedBeforeAnyLaunch) {
+  alignas(16) __half x[64] = {};
+  __half y[8] = {};
+  alignas(16) std::int8_t w[320] = {};
+  float scale[8] = {};
+  waterweight::device_info device;
+  device.sm_count = 1;
+  const auto call = [&](matrix_view<__half> xv, int8_weight_view wv, matrix_view<__half> yv) {
+    return waterweight::w8a16_fixed_point_gemv(device, xv, wv, yv, waterweight::identity_epilogue{},
+                                               nullptr);
+  };
+  const matrix_view<__half> good_x{x, 1, 32, 32}, good_y{y, 1, 8, 8};
+  const int8_weight_view good_w{w, scale, 8, 32, 32};
+  EXPECT_EQ(cudaErrorInvalidValue, call({x, 2, 32, 32}, good_w, {y, 2, 4, 4}));
+  EXPECT_EQ(cudaErrorInvalidValue, call({x + 1, 1, 32, 32}, good_w, good_y));
+  EXPECT_EQ(cudaErrorInvalidValue, call({x, 1, 24, 24}, {w, scale, 8, 24, 32}, good_y));
+  EXPECT_EQ(cudaErrorInvalidValue, call(good_x, {w + 8, scale, 8, 32, 32}, good_y));
+  EXPECT_EQ(cudaErrorInvalidValue, call(good_x, {w, scale, 8, 32, 40}, good_y));
+  EXPECT_EQ(cudaErrorInvalidValue, call(good_x, {w, nullptr, 8, 32, 32}, good_y));
+  EXPECT_EQ(cudaErrorInvalidValue, call(good_x, good_w, {y, 1, 7, 7}));
+  const std::int64_t too_long = waterweight::kFixedPointGemvMaxK + 16;
+  EXPECT_EQ(cudaErrorInvalidValue,
+            call({x, 1, too_long, too_long}, {w, scale, 8, too_long, too_long}, good_y));
+  device.sm_count = 0;  // query_device was forgotten
+  EXPECT_EQ(cudaErrorInvalidValue, call(good_x, good_w, good_y));
 }
 
 TEST(GemmArguments, AreCheckedBeforeAnyLaunch) {

@@ -51,7 +51,7 @@ class CudaEngine final : public Engine {
  private:
   static constexpr int kScoredRows = 256;  // rows of logits [rows, vocab] held at a time
   /// Rows of Q, K and V that the layers of a prompt share, see Prefill::layers_at_once.
-  static constexpr std::size_t kRowsAtOnce = 2048;
+  static constexpr std::size_t kRowsAtOnce = 4096;
   static constexpr int kMostUnderWay = 4;  // steps launched whose tokens nobody has asked for yet
 
   /// Buffers that only scoring needs, allocated when it is first asked for.

@@ -20,14 +20,20 @@ struct LaunchContext {
 };
 
 /// y[rows, n] = epilogue(x[rows, k] W^T). x and y are contiguous. Weights are never written after
-/// loading, so they may be read early. Throws Error.
+/// loading, so they may be read early. One token and INT8 weights are multiplied in fixed point,
+/// which gives the bits that the token kernel (cuda_token_kernel.cuh) gives. Throws Error.
 template <class T, class Out, class Epilogue>
 void apply_linear(const LaunchContext& launch, const CudaLinear<T>& linear, const T* x, int rows,
                   Out* y, Epilogue epilogue) {
   constexpr auto kEarly = waterweight::early_read::weights;
   const waterweight::matrix_view<const T> input{x, rows, linear.k, linear.k};
   const waterweight::matrix_view<Out> output{y, rows, linear.n, linear.n};
-  if (linear.quantized != nullptr) {
+  if (linear.quantized != nullptr && rows == 1 && linear.k % 16 == 0 &&
+      linear.k <= waterweight::kFixedPointGemvMaxK) {
+    check_cuda(waterweight::w8a16_fixed_point_gemv(launch.device, input, linear.int8_view(), output,
+                                                   epilogue, launch.stream),
+               "w8a16_fixed_point_gemv");
+  } else if (linear.quantized != nullptr) {
     check_cuda(waterweight::w8a16_gemm(launch.device, input, linear.int8_view(), output, epilogue,
                                        launch.workspace, launch.stream, kEarly),
                "w8a16_gemm");

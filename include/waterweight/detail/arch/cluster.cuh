@@ -27,6 +27,13 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// Which cluster of the grid this block belongs to, along x.
+__device__ __forceinline__ int cluster_index() {
+  int index;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
+}
+
 /// Sends 16 bytes to shared address `to` of block `rank` of the cluster. They arrive as 16 bytes at
 /// its mbarrier `barrier`: whoever waits for that sees them. Both addresses as in one's own block.
 __device__ __forceinline__ void send_float4(std::uint32_t to, float4 value, std::uint32_t barrier,

@@ -51,14 +51,20 @@ __device__ __forceinline__ void dequantize_four<__nv_bfloat16>(std::uint32_t fou
   pair23 = dequantize_pair_bf16(__byte_perm(four, 0x43434343u, 0x4342));
 }
 
-/// Four INT8 as two pairs of T like dequantize_four, but of q / kUnit, in 5 instructions for either
-/// type.
+/// INT8 as pairs of T like dequantize_four, but of q / kUnit: four of them in 5 instructions, or
+/// the two in the low half of a word, whatever its other bytes are, in 3, for either type.
 template <class T>
 struct scaled_dequantizer {
   static constexpr float kUnit = 1.0f;
   __device__ static __forceinline__ void four(std::uint32_t four, std::uint32_t& pair01,
                                               std::uint32_t& pair23) {
     dequantize_four<T>(four, pair01, pair23);
+  }
+  __device__ static __forceinline__ std::uint32_t two(std::uint32_t two) {
+    const std::uint32_t bytes = __byte_perm(two, 0, 0x4140);
+    std::uint32_t pair;
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(bytes ^ 0x64806480u), "r"(0x64806480u));
+    return pair;
   }
 };
 
@@ -73,6 +79,9 @@ struct scaled_dequantizer<__nv_bfloat16> {
     pair01 = pair(__byte_perm(u, 0, 0x4140));
     pair23 = pair(__byte_perm(u, 0, 0x4342));
   }
+  __device__ static __forceinline__ std::uint32_t two(std::uint32_t two) {
+    return pair(__byte_perm(two, 0, 0x4140) ^ 0x00800080u);
+  }
 
  private:
   __device__ static __forceinline__ std::uint32_t pair(std::uint32_t bytes) {
@@ -82,20 +91,6 @@ struct scaled_dequantizer<__nv_bfloat16> {
     return pair;
   }
 };
-
-/// Two bytes in the low half of `two` (q0 lowest) as the pair (q0, q1) of T. 3 instructions for
-/// __half, 4 for bf16.
-template <class T>
-__device__ __forceinline__ std::uint32_t dequantize_two(std::uint32_t two) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const std::uint32_t bytes = __byte_perm(two, 0, 0x4140);
-    std::uint32_t pair;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(bytes ^ 0x64806480u), "r"(0x64806480u));
-    return pair;
-  } else {
-    return dequantize_pair_bf16(__byte_perm(two, 0x43434343u, 0x4140));
-  }
-}
 
 }  // namespace detail
 WATERWEIGHT_ARCH_NAMESPACE_END

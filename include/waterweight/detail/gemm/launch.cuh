@@ -6,6 +6,7 @@
 #include <waterweight/detail/gemm/fixed_point_kernel.cuh>
 #include <waterweight/detail/gemm/gemv_kernel.cuh>
 #include <waterweight/detail/gemm/policy.cuh>
+#include <waterweight/detail/gemm/stream_launch.cuh>
 #include <waterweight/detail/gemm/tiled_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_selector.cuh>
@@ -24,17 +25,6 @@ struct gemm_launcher {
   cudaStream_t stream;
   early_read early;
 
-  cudaError_t fixed_point(const device_info& device) const {
-    const std::int64_t tiles = ceil_div(w.rows, kFixedPointTile);
-    // Three blocks per SM hold what the registers can of requested weights.
-    std::int64_t blocks = std::min<std::int64_t>(tiles, std::int64_t{3} * device.sm_count);
-    blocks = std::max(blocks, ceil_div(tiles, kFixedPointMaxTiles));
-    return launch(fixed_point_kernel<T, Out, Epilogue>, dim3(static_cast<unsigned>(blocks)),
-                  kFixedPointThreads,
-                  fixed_point_shared_bytes(w.cols, static_cast<int>(ceil_div(tiles, blocks))),
-                  stream, x.data, w, y.data, epilogue);
-  }
-
   cudaError_t wgmma(const device_info& device, wgmma_plan plan) const {
     if constexpr (kCompiledForSm90) {
       return wgmma_launcher<T, Element, Out, Epilogue>{
@@ -43,6 +33,21 @@ struct gemm_launcher {
     } else {
       return cudaErrorInvalidDeviceFunction;
     }
+  }
+
+  /// cudaErrorInvalidDeviceFunction: not for this kernel, nothing was launched.
+  template <int NTiles>
+  cudaError_t stream_weights(const device_info& device) const {
+    if constexpr (kCompiledForSm90) {
+      using launcher = stream_launcher<T, Element, Out, Epilogue>;
+      const stream_plan plan =
+          make_stream_plan(device.sm_count, w.rows, w.cols, w.ld, sizeof(Element), NTiles);
+      if (plan.clusters > 0 && launcher::present()) {
+        return launcher{x, w, y, epilogue, stream, early == early_read::weights}
+            .template run<NTiles>(plan);
+      }
+    }
+    return cudaErrorInvalidDeviceFunction;
   }
 
   template <int NTiles>
@@ -56,10 +61,11 @@ struct gemm_launcher {
   cudaError_t run(const device_info& device) const {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
                           x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
-    const gemm_kind kind = default_gemm_selector{}(
-        x.rows, copyable && w.cols % 16 == 0, is_quantized_v<Element> && w.cols <= kFixedPointMaxK);
-    if constexpr (is_quantized_v<Element>) {
-      if (kind == gemm_kind::fixed_point) return fixed_point(device);
+    const gemm_kind kind = default_gemm_selector{}(x.rows, copyable && w.cols % 16 == 0);
+    if (kind == gemm_kind::gemv && may_stream(device)) {
+      const cudaError_t status =
+          x.rows <= 8 ? stream_weights<1>(device) : stream_weights<2>(device);
+      if (status != cudaErrorInvalidDeviceFunction) return status;
     }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
     if (copyable && may_use_wgmma(device, x.rows)) {
@@ -67,10 +73,12 @@ struct gemm_launcher {
       const cudaError_t status = wgmma(device, plan);
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }
-    const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, stream};
+    const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, ws.data, stream};
     // Unaligned rows are rare: one tile shape serves them all.
-    if (!copyable) return tiled.template run<tiled_tile::m64_n64, false>();
-    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element)));
+    if (!copyable) return tiled.template run<tiled_tile::m64_n64, false>({tiled_tile::m64_n64});
+    // What this call was asked for, not what it got: the choice depends on nothing but the shape.
+    return tiled.run(default_tiled_selector{}(device, x.rows, w.rows, w.cols, sizeof(Element),
+                                              gemm_workspace_bytes(device, x.rows)));
   }
 };
 
@@ -93,6 +101,30 @@ cudaError_t gemm(const device_info& device, const matrix_view<X>& x,
     return cudaErrorInvalidValue;
   }
   return gemm_launcher<T, Element, Out, Epilogue>{x, w, y, epilogue, ws, stream, early}.run(device);
+}
+
+/// One token in fixed point; the caller has checked the weights.
+template <class X, class Out, class Epilogue>
+cudaError_t fixed_point_gemv(const device_info& device, const matrix_view<X>& x,
+                             const weight_operand<std::int8_t>& w, const matrix_view<Out>& y,
+                             const Epilogue& epilogue, cudaStream_t stream) {
+  using T = std::remove_const_t<X>;
+  static_assert(is_activation_v<T>, "X must be __half or __nv_bfloat16");
+  static_assert(std::is_same_v<Out, T> || std::is_same_v<Out, float>,
+                "Y must be of X's type or float");
+  const bool valid = valid_matrix(x) && valid_matrix(y) && device.sm_count > 0 && x.rows == 1 &&
+                     x.cols == w.cols && y.rows == 1 && y.cols == w.rows && w.cols % 16 == 0 &&
+                     w.cols <= kFixedPointMaxK && w.ld % 16 == 0 && is_aligned(x.data, 16) &&
+                     is_aligned(w.data, 16);
+  if (!valid) return cudaErrorInvalidValue;
+  const std::int64_t tiles = ceil_div(w.rows, kFixedPointTile);
+  // Three blocks per SM hold what the registers can of requested weights.
+  std::int64_t blocks = std::min<std::int64_t>(tiles, std::int64_t{3} * device.sm_count);
+  blocks = std::max(blocks, ceil_div(tiles, kFixedPointMaxTiles));
+  return launch(fixed_point_kernel<T, Out, Epilogue>, dim3(static_cast<unsigned>(blocks)),
+                kFixedPointThreads,
+                fixed_point_shared_bytes(w.cols, static_cast<int>(ceil_div(tiles, blocks))), stream,
+                static_cast<const T*>(x.data), w, y.data, epilogue);
 }
 
 }  // namespace detail

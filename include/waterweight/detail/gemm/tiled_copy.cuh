@@ -10,8 +10,8 @@ namespace detail {
 /// `Places` names. Rows behind the last one are left as they are: what is computed from them is not
 /// stored. Aligned: rows start on 16-byte boundaries, so the copies are asynchronous.
 ///
-/// The first tile is the incomplete one, if there is any: the end of K, filled up with zeros. All
-/// others are whole, so that nothing needs to be said about their size.
+/// Tile 0 is the incomplete one, if there is any: the end of K, filled up with zeros. All others
+/// are whole, so that nothing needs to be said about their size.
 template <class Places, class Element, int Rows, int Threads, bool Aligned>
 class tile_copier {
   static constexpr int kElements = 16 / static_cast<int>(sizeof(Element));  ///< of a vector
@@ -32,10 +32,11 @@ class tile_copier {
     cols_ = cols;
   }
 
-  /// Copies the first tile and turns to the second. `more`: there is one; else the copies to come
-  /// do nothing.
-  __device__ __forceinline__ void copy_first(std::byte* tile, bool more) {
-    const int begin = (cols_ - 1) / kTiledBlockK * kTiledBlockK;
+  /// Copies tile `index` and turns to the next. `more`: there is one; else the copies to come do
+  /// nothing.
+  __device__ __forceinline__ void copy_first(int index, std::byte* tile, bool more) {
+    const int after = index * kTiledBlockK;
+    const int begin = index > 0 ? after - kTiledBlockK : (cols_ - 1) / kTiledBlockK * kTiledBlockK;
     const int vector = threadIdx.x % kRowVectors;
     const int count = min(max(cols_ - begin - vector * kElements, 0), kElements);
     // With nothing left the pointer must still be one that exists.
@@ -43,7 +44,7 @@ class tile_copier {
     source_ += offset;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) copy(i, tile, count);
-    source_ -= offset + kCopies * row_step_;
+    source_ += after - offset - kCopies * row_step_;
     if (!more) rows_left_ = 0;
   }
 

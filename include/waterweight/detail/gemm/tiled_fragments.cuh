@@ -107,11 +107,12 @@ class w_reader {
   int place_;
 };
 
-/// B fragments of a warp's 8 * Tiles rows of X, in the order of K that weights of Element ask for.
-template <class Element, int Tiles>
+/// B fragments of a warp's rows of X, in the order of K that weights of Element ask for.
+template <class Element>
 class x_reader {
  public:
-  using fragments = std::uint32_t[Tiles][2];
+  static constexpr int kTiles = 2;  ///< whose fragments are read together: a group
+  using fragments = std::uint32_t[kTiles][2];
 
   __device__ __forceinline__ explicit x_reader(int row0) {
     const int lane = threadIdx.x % 32, quad = lane % 4;
@@ -119,23 +120,22 @@ class x_reader {
                                      : x_places::of(row0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
   }
 
-  __device__ __forceinline__ void read(const std::byte* tile, int step, fragments& b) const {
-    const std::byte* const from = tile + (place_ ^ step * 32);
+  __device__ __forceinline__ void read(const std::byte* tile, int step, int group,
+                                       fragments& b) const {
+    const std::byte* const from =
+        tile + (place_ ^ step * 32) + group * kTiles * 8 * x_places::kRowBytes;
     if constexpr (is_quantized_v<Element>) {
 #pragma unroll
-      for (int j = 0; j < Tiles; ++j) {
+      for (int j = 0; j < kTiles; ++j) {
         const uint2 two = *reinterpret_cast<const uint2*>(from + j * 8 * x_places::kRowBytes);
         b[j][0] = two.x;
         b[j][1] = two.y;
       }
     } else {
+      std::uint32_t four[4];
+      ldmatrix_x4(four, from);
 #pragma unroll
-      for (int j = 0; j < Tiles; j += 2) {
-        std::uint32_t four[4];
-        ldmatrix_x4(four, from + j * 8 * x_places::kRowBytes);
-#pragma unroll
-        for (int r = 0; r < 4; ++r) b[j + r / 2][r % 2] = four[r];
-      }
+      for (int r = 0; r < 4; ++r) b[r / 2][r % 2] = four[r];
     }
   }
 

@@ -125,6 +125,8 @@ struct wgmma_consumer {
   using instruction = wgmma<T, P.tokens>;
   static constexpr int kSteps = kWgmmaBlockK / 16;
   using fragments = std::uint32_t[kSteps][4];
+  static constexpr float kUnit =
+      is_quantized_v<Element> ? scaled_dequantizer<T>::kUnit : 1.0f;  ///< of the sums
   wgmma_ring<Element, Tile> ring;
   int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
@@ -161,7 +163,7 @@ struct wgmma_consumer {
   __device__ __forceinline__ static void convert(std::uint32_t (&a)[4],
                                                  const std::uint32_t (&raw)[4]) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) a[e] = dequantize_two<T>(raw[e]);
+    for (int e = 0; e < 4; ++e) a[e] = scaled_dequantizer<T>::two(raw[e]);
   }
 
   /// The first block of the current stage, once it is filled.
@@ -262,14 +264,12 @@ struct wgmma_consumer {
                                         const CUtensorMap& y_map, int row0, int token0) {
     constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
     // What is unrolled: an epilogue may be long, but what it reads should be read together.
-    constexpr int kStep = P.chunk % 64 != 0                      ? P.chunk
-                          : P.warpgroups > 2 && sizeof(Out) == 4 ? 16
-                                                                 : 32;
+    constexpr int kStep = P.warpgroups > 2 && sizeof(Out) == 4 ? 16 : 32;
     constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
     const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const bool leader = threadIdx.x % 128 == 0;
     const int barrier = 1 + threadIdx.x / 128;
 #pragma unroll kUnrolled
@@ -282,7 +282,7 @@ struct wgmma_consumer {
 #pragma unroll 1
       for (int first = 0; first < P.chunk; first += kStep) {
         float sums[kStep / 2];
-        select<0>((chunk * P.chunk + first) / kStep, sums);
+        select<0>(chunk * P.chunk + first, sums);
         place.write(sums, first, [&](float sum, int half, int token) {
           return output.finish(sum, scales[half], m0 + token, n + 8 * half);
         });
@@ -305,9 +305,10 @@ struct wgmma_consumer {
                                         const wgmma_output<Element, Out, Epilogue>& output,
                                         const wgmma_parts<Tile>& parts, int row0, int token0) {
     constexpr int kGroups = P.chunk / 8;
+    constexpr int kTogether = 4;  // what the epilogue reads for these is read together
     const int n0 = row0 + threadIdx.x / 128 * 64;
     const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float scales[2] = {output.scale(n), output.scale(n + 8)};
+    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const int barrier = 1 + threadIdx.x / 128;
     const wgmma_staging<Out, P.chunk> place{staging};
     mbarrier_wait(parts.barrier, 0);
@@ -317,9 +318,12 @@ struct wgmma_consumer {
       const int m0 = token0 + 8 * (parts.first_group(parts.rank) + begin);
       if (begin > 0) named_barrier(barrier, 128);
 #pragma unroll 1
-      for (int group = 0; group < count; ++group) {
-        float sums[4];
-        parts.add(sums, begin + group);
+      for (int group = 0; group < count; group += kTogether) {
+        float sums[4 * kTogether];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          parts.add(sums + 4 * i, min(begin + group + i, parts.owned() - 1));
+        }
         place.write(sums, 8 * group, [&](float sum, int half, int token) {
           return output.finish(sum, scales[half], m0 + token, n + 8 * half);
         });
@@ -329,14 +333,19 @@ struct wgmma_consumer {
     }
   }
 
-  /// sums = step `step` of d. Registers have no run-time index: one branch per step.
-  template <int Step, int Count>
-  __device__ __forceinline__ void select(int step, float (&sums)[Count]) const {
-    if (step == Step) {
+  /// sums = those of d from token `first` on, which starts a step of a chunk; after the last token
+  /// anything. Registers have no run-time index: one branch per step.
+  template <int First, int Count>
+  __device__ __forceinline__ void select(int first, float (&sums)[Count]) const {
+    constexpr int kEnd = First + 2 * Count, kChunkEnd = (First / P.chunk + 1) * P.chunk;
+    constexpr int kNext = kEnd < kChunkEnd ? kEnd : kChunkEnd;
+    if (first == First) {
 #pragma unroll
-      for (int i = 0; i < Count; ++i) sums[i] = d[Step * Count + i];
-    } else if constexpr ((Step + 1) * Count < P.tokens / 2) {
-      select<Step + 1>(step, sums);
+      for (int i = 0; i < Count; ++i) {
+        sums[i] = First / 2 + i < P.tokens / 2 ? d[First / 2 + i] : 0.0f;
+      }
+    } else if constexpr (kNext < P.tokens) {
+      select<kNext>(first, sums);
     }
   }
 };

@@ -71,6 +71,7 @@ struct wgmma_staging {
     }
 #pragma unroll
     for (int j = 0; j < Registers / 4; ++j) {
+      if (Chunk % (2 * Registers) != 0 && first + 8 * j >= Chunk) break;
       if constexpr (sizeof(Out) == 2) {
         std::uint32_t pairs[2];
         memcpy(pairs, finished + 4 * j, sizeof pairs);

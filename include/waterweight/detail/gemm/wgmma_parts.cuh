@@ -63,7 +63,7 @@ struct wgmma_parts {
   }
 
   /// The whole sums of an owned group, once all parts are there: added in the order of K.
-  __device__ __forceinline__ void add(float (&sums)[4], int group) const {
+  __device__ __forceinline__ void add(float* sums, int group) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[i] = 0.0f;
 #pragma unroll 4

@@ -1,6 +1,7 @@
 // When the wgmma kernel is used, and with which tiles.
 #pragma once
 
+#include <waterweight/detail/gemm/policy.cuh>
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -20,7 +21,10 @@ constexpr bool may_use_wgmma(const device_info& device, std::int64_t m) {
   return kCompiledForSm90 && device.compute_capability == 90 && m > 16;
 }
 
-constexpr std::size_t gemm_workspace_bytes(const device_info&, std::int64_t) { return 0; }
+/// Only blocks of the tiled kernel share tiles through the workspace.
+constexpr std::size_t gemm_workspace_bytes(const device_info& device, std::int64_t m) {
+  return m > 16 && !may_use_wgmma(device, m) ? tiled_workspace_bytes(device.sm_count) : 0;
+}
 
 /// What a tile took on H200 with INT8 weights, in nanoseconds.
 struct wgmma_tile_time {
@@ -36,15 +40,15 @@ struct default_wgmma_selector {
   static constexpr wgmma_tile_time time_of(wgmma_tile tile) {
     switch (tile) {
       case wgmma_tile::rows128_tokens64:
-        return {1700, 220, 60};
+        return {1900, 225, 60};
       case wgmma_tile::rows192_tokens64:
-        return {1700, 330, 60};
+        return {3250, 360, 30};
       case wgmma_tile::rows128_tokens88:
-        return {1800, 270, 30};
+        return {2000, 290, 20};
       case wgmma_tile::rows128_tokens128:
         return {2000, 310, 80};
       case wgmma_tile::rows192_tokens128:
-        return {2200, 470, 90};
+        return {2400, 470, 90};
       case wgmma_tile::rows128_tokens176:
         return {2200, 420, 90};
       default:
@@ -57,13 +61,14 @@ struct default_wgmma_selector {
 
   /// For 64 tokens, what blocks that share K take to add their sums.
   static constexpr int adding(int splits) {
-    constexpr int kTimes[kWgmmaMaxSplits + 1] = {0, 0, 1000, 1300, 1700, 2200, 2600, 3000, 3300};
+    constexpr int kTimes[kWgmmaMaxSplits + 1] = {0, 0, 1200, 1300, 1450, 2000, 2300, 2750, 3250};
     return kTimes[splits];
   }
   /// How many clusters run at once: a cluster stays inside a GPC, which leaves SMs idle. The share
-  /// in thousandths, as of the 132 SMs of H200.
+  /// of SMs in thousandths, rounded up: that of the 39 clusters of 3, 30 of 4, 22 of 5, 17 of 6 and
+  /// 15 of 7 or 8 on the 132 SMs of H200.
   static constexpr int clusters(int splits, int sms) {
-    constexpr int kShare[kWgmmaMaxSplits + 1] = {0, 1000, 1000, 886, 909, 833, 772, 795, 909};
+    constexpr int kShare[kWgmmaMaxSplits + 1] = {0, 1000, 1000, 887, 910, 834, 773, 796, 910};
     return sms * kShare[splits] / 1000 / splits;
   }
 

@@ -1,0 +1,33 @@
+// Host side of the streaming kernel.
+#pragma once
+
+#include <waterweight/detail/gemm/stream_kernel.cuh>
+#include <waterweight/detail/launch.cuh>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+template <class T, class Element, class Out, class Epilogue>
+struct stream_launcher {
+  matrix_view<const T> x;
+  weight_operand<Element> w;
+  matrix_view<Out> y;
+  Epilogue epilogue;
+  cudaStream_t stream;
+  bool early;  ///< the kernel before writes neither weights nor scales
+
+  /// Whether the device runs code that was compiled for sm_90 or newer.
+  static bool present() { return compiled_for(90, stream_kernel<T, Element, Out, Epilogue, 1>); }
+
+  template <int NTiles>
+  cudaError_t run(const stream_plan& plan) const {
+    return launch(stream_kernel<T, Element, Out, Epilogue, NTiles>,
+                  dim3(static_cast<unsigned>(plan.cluster * plan.clusters)), kStreamThreads,
+                  static_cast<std::size_t>(plan.shared_bytes(NTiles)),
+                  launch_options{plan.cluster, true}, stream, x.data, x.ld, w, y.data, y.ld,
+                  static_cast<int>(x.rows), epilogue, plan, early);
+  }
+};
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

@@ -1,0 +1,110 @@
+// How the streaming kernel (stream_kernel.cuh) cuts a product with few tokens, and what a block
+// takes of shared memory.
+#pragma once
+
+#include <waterweight/types.hpp>
+
+WATERWEIGHT_ARCH_NAMESPACE_BEGIN
+namespace detail {
+
+inline constexpr int kStreamWarps = 10;  ///< that multiply, splitting the block's K between them
+inline constexpr int kStreamThreads = 32 * (kStreamWarps + 2);
+inline constexpr int kStreamChunk = 64;  ///< bytes of a row of W that a warp takes at a time
+inline constexpr int kStreamTile = 4;    ///< neighbouring rows of W, copied together
+inline constexpr int kStreamGroup = 16;  ///< rows of W multiplied together: four tiles
+inline constexpr int kStreamTiles = kStreamGroup / kStreamTile;
+inline constexpr int kStreamMaxSlots = 20;  ///< of the ring, a tile each
+/// Groups that may be in the ring at a time, and one to keep their barriers' phases apart.
+inline constexpr int kStreamMaxGroups = kStreamMaxSlots / kStreamTiles + 2;
+inline constexpr int kStreamMaxCluster = 8;  ///< a portable cluster
+inline constexpr int kStreamBuffers = 2;     ///< of sums on their way from the warps
+inline constexpr int kStreamInboxes = 2;     ///< groups whose sums a block can take from others
+inline constexpr int kStreamLookAhead = 6;   ///< tiles asked of L2 beyond what the ring holds
+inline constexpr int kStreamLast = 8;    ///< tiles left to ask for when the next kernel may start
+inline constexpr int kStreamScales = 8;  ///< groups whose scales are there or on their way
+
+/// Chunks of a row whose activations a warp keeps in registers, with up to 8 * n_tiles tokens.
+WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int n_tiles, int element_bytes) {
+  return n_tiles <= 2 ? 4 * element_bytes : 2 * element_bytes;
+}
+
+/// Blocks on an SM. Where two fit, one computes while the next kernel's first weights arrive.
+WATERWEIGHT_HOST_DEVICE constexpr int stream_blocks(int n_tiles, int element_bytes) {
+  return n_tiles == 1 && element_bytes == 1 ? 2 : 1;
+}
+
+/// Floats in the sums of one group of rows.
+WATERWEIGHT_HOST_DEVICE constexpr int stream_sums(int n_tiles) { return n_tiles * 128; }
+
+/// Blocks of a cluster have a slab of K each and the same rows: every clusters-th tile.
+struct stream_plan {
+  int cluster;      ///< blocks that split K
+  int clusters;     ///< of the grid
+  int tiles;        ///< of rows that each cluster has
+  int longer;       ///< clusters that have one more, the first ones
+  int chunks;       ///< of K that a block has; the last one of the cluster may have fewer
+  int warp_chunks;  ///< of those, how many a warp has
+  int warps;        ///< that have some
+  int last_warps;   ///< in the last block of the cluster
+  int slots;        ///< of the ring
+  bool whole_rows;  ///< a tile is one piece of memory
+
+  /// Bytes from row to row in the ring. Where rows are copied one by one, neighbours lie in
+  /// different halves of the banks.
+  WATERWEIGHT_HOST_DEVICE constexpr int pitch() const {
+    return (whole_rows ? chunks : chunks | 1) * kStreamChunk;
+  }
+  WATERWEIGHT_HOST_DEVICE constexpr int tile_bytes() const { return kStreamTile * pitch(); }
+
+  /// Sums of the block's warps, then those that blocks of the cluster send.
+  WATERWEIGHT_HOST_DEVICE constexpr int sums_bytes(int n_tiles) const {
+    return (kStreamBuffers * kStreamWarps + (cluster > 1 ? kStreamInboxes * cluster : 0)) *
+           stream_sums(n_tiles) * static_cast<int>(sizeof(float));
+  }
+  WATERWEIGHT_HOST_DEVICE constexpr int shared_bytes(int n_tiles) const {
+    return slots * tile_bytes() + sums_bytes(n_tiles);
+  }
+};
+
+/// Hopper's barriers and dependent launches, and shared memory for two blocks on an SM.
+constexpr bool may_stream(const device_info& device) {
+  return device.compute_capability >= 90 && device.max_shared_bytes >= 224 * 1024;
+}
+
+/// The plan for W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at least
+/// `least_cluster`; clusters == 0 if K is too long.
+constexpr stream_plan make_stream_plan(int sms, std::int64_t n, std::int64_t k, std::int64_t ld,
+                                       int element_bytes, int n_tiles, int least_cluster = 1) {
+  const auto divide_up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  const std::int64_t all = divide_up(k * element_bytes, kStreamChunk);
+  std::int64_t cluster = divide_up(all, kStreamWarps * stream_chunks(n_tiles, element_bytes));
+  if (cluster < least_cluster) cluster = least_cluster < all ? least_cluster : all;
+  const std::int64_t chunks = divide_up(all, cluster);
+  cluster = divide_up(all, chunks);
+  if (cluster > kStreamMaxCluster || sms < cluster) return {};
+
+  const std::int64_t tiles = divide_up(n, kStreamTile);
+  // A cluster stays inside a GPC, so that large ones leave SMs idle, and all must run at once.
+  const std::int64_t most_clusters =
+      cluster <= 2 || sms <= 16 ? sms / cluster : (sms - 12) / cluster;
+  const std::int64_t each = divide_up(tiles, most_clusters), clusters = divide_up(tiles, each);
+  stream_plan plan{};
+  plan.cluster = static_cast<int>(cluster);
+  plan.clusters = static_cast<int>(clusters);
+  plan.tiles = static_cast<int>(tiles / clusters);
+  plan.longer = static_cast<int>(tiles % clusters);
+  plan.chunks = static_cast<int>(chunks);
+  plan.warp_chunks = static_cast<int>(divide_up(chunks, kStreamWarps));
+  plan.warps = static_cast<int>(divide_up(chunks, plan.warp_chunks));
+  plan.last_warps = static_cast<int>(divide_up(all - (cluster - 1) * chunks, plan.warp_chunks));
+  plan.whole_rows = cluster == 1 && ld == k && k * element_bytes % kStreamChunk == 0;
+  const int room = 224 * 1024 / stream_blocks(n_tiles, element_bytes) - plan.sums_bytes(n_tiles);
+  const std::int64_t fitting = room / plan.tile_bytes();
+  const std::int64_t useful = each < kStreamTiles ? kStreamTiles : each;
+  plan.slots = static_cast<int>(fitting < useful ? fitting : useful);
+  if (plan.slots > kStreamMaxSlots) plan.slots = kStreamMaxSlots;
+  return plan;
+}
+
+}  // namespace detail
+WATERWEIGHT_ARCH_NAMESPACE_END

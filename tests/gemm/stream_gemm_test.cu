@@ -1,0 +1,145 @@
+// The streaming kernel for few tokens, with every size of cluster, against the fp64 reference, and
+// in chains in which each product starts before the one before it has ended. Needs code built for
+// sm_90 or newer and a device that runs it.
+#include <waterweight/detail/gemm/stream_launch.cuh>
+
+#include "tests/gemm/gemm_fixture.cuh"
+
+namespace {
+
+namespace detail = waterweight::detail;
+using waterweight::early_read;
+using waterweight::int8_weight_view;
+using waterweight::matrix_view;
+
+template <class Types>
+class StreamGemmTest : public test::GemmFixture<Types> {
+ protected:
+  using typename test::GemmFixture<Types>::T;
+  using typename test::GemmFixture<Types>::Element;
+  using typename test::GemmFixture<Types>::Out;
+
+  void SetUp() override {
+    test::GemmFixture<Types>::SetUp();
+    if (this->IsSkipped() || this->HasFatalFailure()) return;
+    if (!detail::may_stream(this->device) ||
+        !detail::stream_launcher<T, Element, Out, waterweight::identity_epilogue>::present()) {
+      GTEST_SKIP() << "no code with Hopper's barriers runs here";
+    }
+  }
+
+  /// Fails if K is too long for a plan.
+  void check(const test::Shape& shape, test::Kind kind, int least_cluster, bool early,
+             std::mt19937& generator) {
+    SCOPED_TRACE(::testing::Message() << "cluster of " << least_cluster << " early " << early);
+    const auto gemm = [&](matrix_view<T> x, const Element* w, const float* scale, std::int64_t w_ld,
+                          matrix_view<Out> y, const auto& epilogue) {
+      const detail::weight_operand<Element> operand{w, scale, static_cast<int>(y.cols),
+                                                    static_cast<int>(x.cols), w_ld};
+      using Epilogue = std::decay_t<decltype(epilogue)>;
+      const detail::stream_launcher<T, Element, Out, Epilogue> launcher{
+          x, operand, y, epilogue, this->stream, early};
+      const auto run = [&](auto n_tiles) {
+        const detail::stream_plan plan =
+            detail::make_stream_plan(this->device.sm_count, operand.rows, operand.cols, operand.ld,
+                                     sizeof(Element), n_tiles, least_cluster);
+        if (plan.clusters == 0) return cudaErrorInvalidValue;
+        return launcher.template run<n_tiles>(plan);
+      };
+      return x.rows <= 8 ? run(std::integral_constant<int, 1>{})
+                         : run(std::integral_constant<int, 2>{});
+    };
+    test::GemmFixture<Types>::check(shape, kind, generator, gemm);
+  }
+};
+using Combinations = ::testing::Types<
+    std::tuple<__half, std::int8_t, __half>, std::tuple<__half, std::int8_t, float>,
+    std::tuple<__nv_bfloat16, std::int8_t, __nv_bfloat16>, std::tuple<__half, __half, __half>,
+    std::tuple<__nv_bfloat16, __nv_bfloat16, float>>;
+TYPED_TEST_SUITE(StreamGemmTest, Combinations);
+
+TYPED_TEST(StreamGemmTest, EverySizeOfClusterWithTailsInEveryDimension) {
+  std::mt19937 generator(31);
+  int i = 0;
+  for (int cluster = 1; cluster <= detail::kStreamMaxCluster; ++cluster) {
+    const int m = 1 + i * 5 % 16;
+    this->check({m, 333, 1296, 16, 16, 3}, static_cast<test::Kind>(i % 5), cluster, i % 2 == 0,
+                generator);
+    this->check({16 - i, 61, 128 * cluster + 16, 0, 0, 0}, static_cast<test::Kind>((i + 1) % 5),
+                cluster, i % 2 == 1, generator);
+    ++i;
+  }
+}
+
+TYPED_TEST(StreamGemmTest, SmallestProducts) {
+  std::mt19937 generator(32);
+  for (int m : {1, 16}) {
+    this->check({m, 1, 16, 0, 0, 0}, test::Kind::identity, 1, true, generator);
+    this->check({m, 5, 144, 0, 0, 1}, test::Kind::bias, 2, true, generator);
+  }
+}
+
+TYPED_TEST(StreamGemmTest, BlocksWithManyGroupsOfRows) {
+  std::mt19937 generator(33);
+  this->device.sm_count = 8;
+  for (int m : {1, 8, 9, 16}) {
+    for (int cluster : {1, 2, 4, 8}) {
+      this->check({m, 1501, 544, 0, 0, 0}, test::Kind::residual, cluster, true, generator);
+    }
+  }
+}
+
+TYPED_TEST(StreamGemmTest, LongestRows) {
+  std::mt19937 generator(34);
+  const int least = detail::kStreamWarps * detail::kStreamMaxCluster * detail::kStreamChunk /
+                    static_cast<int>(sizeof(typename TestFixture::Element));
+  const auto longest = [&](int n_tiles) {
+    return least * detail::stream_chunks(n_tiles, sizeof(typename TestFixture::Element));
+  };
+  this->check({8, 40, longest(1), 0, 0, 0}, test::Kind::gelu_erf, 1, true, generator);
+  this->check({16, 40, longest(2) - 16, 0, 0, 0}, test::Kind::gelu_tanh, 1, true, generator);
+}
+
+// Each product reads what the one before it wrote, and writes what that one read.
+TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
+  using T = typename TestFixture::T;
+  if constexpr (std::is_same_v<T, typename TestFixture::Out> &&
+                std::is_same_v<std::int8_t, typename TestFixture::Element>) {
+    std::mt19937 generator(35);
+    constexpr int kSize = 1280, kLinks = 12;
+    for (int m : {1, 8, 16}) {
+      SCOPED_TRACE(::testing::Message() << "M " << m);
+      const auto start = test::random_normal<T>(std::size_t(m) * kSize, 1.0f, generator);
+      std::vector<std::int8_t> weights(std::size_t(kSize) * kSize);
+      for (auto& value : weights) {
+        value = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
+      }
+      // Keeps the deviation of the values where it is.
+      const std::vector<float> scales(kSize, 1.0f / 73.6f / std::sqrt(float(kSize)));
+      test::DeviceBuffer<T> a(start), b(start.size());
+      test::DeviceBuffer<std::int8_t> w(weights);
+      test::DeviceBuffer<float> scale(scales);
+      const auto links = [&](bool apart) {
+        for (int i = 0; i < kLinks; ++i) {
+          auto& from = i % 2 == 0 ? a : b;
+          auto& to = i % 2 == 0 ? b : a;
+          const cudaError_t status = waterweight::w8a16_gemm(
+              this->device, matrix_view<const T>{from.data(), m, kSize, kSize},
+              int8_weight_view{w.data(), scale.data(), kSize, kSize, kSize},
+              matrix_view<T>{to.data(), m, kSize, kSize}, waterweight::identity_epilogue{},
+              this->workspace(), this->stream, apart ? early_read::nothing : early_read::weights);
+          if (status != cudaSuccess) return status;
+          if (apart) EXPECT_CUDA(cudaStreamSynchronize(this->stream));
+        }
+        return cudaSuccess;
+      };
+      ASSERT_CUDA(links(true));
+      const std::vector<T> expected = a.download();
+      this->run_eager_and_captured(
+          [&] { a.upload(start); }, [&] { return links(false); },
+          [&](int) { EXPECT_TRUE(test::same_bits(expected, a.download())); });
+    }
+  }
+}
+
+}  // namespace
