@@ -13,11 +13,6 @@
 
 namespace pythia {
 
-/// Sequences up to which a fork pays: on an H200 a step of Pythia-2.8B with 1 sequence and FP16
-/// weights took 1.95 instead of 2.11 ms, with 16 and INT8 2.43 instead of 2.69, with 64 4.53
-/// instead of 4.48.
-constexpr int kMostForkedRows = 16;
-
 /// Everything a step touches, in device memory that does not move.
 template <class T>
 struct DecodeStep {
@@ -25,8 +20,6 @@ struct DecodeStep {
   const CudaWeights<T>* weights = nullptr;
   const KvState<T>* kv = nullptr;
   Activations<T> activations;  ///< at least batch rows
-  SideStream* side = nullptr;  ///< for what may run beside the attention
-  waterweight::workspace side_workspace;
   waterweight::rotary_view rotary;
   const std::int32_t* tokens = nullptr;  ///< [batch] to be fed
   float* logits = nullptr;               ///< [batch, vocab] of what follows them
@@ -82,21 +75,15 @@ void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step,
     waterweight::kv_cache_view<T> cache = step.kv->caches[i];
     cache.batch = batch;
     const CudaLayer<T>& layer = step.weights->layers[i];
-    const auto attend = [&] {
+    begin_layer(launch, config, layer, activations, batch, [&] {
       check_cuda(
           waterweight::h2o_decode_attention<T>(
               launch.device, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
               step.kv->policy, contiguous_heads(activations.attention_out, config, batch, 1),
               launch.workspace, launch.stream, waterweight::early_read::cache),
           "h2o_decode_attention");
-    };
-    if (config.parallel_residual && batch <= kMostForkedRows) {
-      run_forked_layer(launch, step.side, step.side_workspace, config, layer, activations, batch,
-                       attend);
-    } else {
-      begin_layer(launch, config, layer, activations, batch, attend);
-      end_layer(launch, config, layer, activations, batch);
-    }
+    });
+    end_layer(launch, config, layer, activations, batch);
   }
   enqueue_policy(launch, *step.kv, batch);
   run_head(launch, config, *step.weights, activations.residual, batch, activations.attention_in,

@@ -68,7 +68,7 @@ class CudaEngine final : public Engine {
 
   void plan_buffers();
   void upload_rotary();
-  DecodeStep<T> decode_step();
+  DecodeStep<T> decode_step() const;
   Prefill<T> prefill() const;
   void upload_prompts(const std::vector<std::vector<std::int32_t>>& prompts, int tokens);
   void begin_scoring(const std::vector<std::int32_t>& ids, int longest, const char* limit_name);
@@ -106,7 +106,6 @@ class CudaEngine final : public Engine {
   std::string device_name_;
   MemoryMeter meter_;
   CudaStream stream_;
-  SideStream side_;
   LaunchContext launch_;
   DeviceArena arena_;
   CudaWeights<T> weights_;
@@ -114,10 +113,8 @@ class CudaEngine final : public Engine {
   Activations<T> activations_;
   Activations<T> last_;  ///< of the prompts' last tokens
   std::byte* workspace_ = nullptr;
-  std::byte* side_memory_ = nullptr;
-  waterweight::workspace side_workspace_;  ///< of the GEMM of a step that runs beside others
-  float* inv_freq_ = nullptr;              ///< [rotary_dims / 2]
-  std::int32_t* prompt_ids_ = nullptr;     ///< [batch, max_prompt]
+  float* inv_freq_ = nullptr;            ///< [rotary_dims / 2]
+  std::int32_t* prompt_ids_ = nullptr;   ///< [batch, max_prompt]
   std::int32_t* lengths_ = nullptr;      ///< [layers, batch] of the prompts, of each layer the same
   std::int32_t* last_rows_ = nullptr;    ///< [batch] rows of the prompts' last tokens
   std::int32_t* tokens_ = nullptr;       ///< [batch] fed by the next step
@@ -156,7 +153,6 @@ CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& option
   plan_buffers();
   arena_.allocate(weight_staging_bytes(), &meter_);
   kv_.bind();
-  side_workspace_.data = side_memory_;
   token_step_.bind(decode_step(), sampling_target(), stream_.get());
   launch_.workspace.data = workspace_;
   upload_rotary();
@@ -200,9 +196,6 @@ void CudaEngine<T>::plan_buffers() {
   launch_.workspace.bytes =
       std::max({gemm, decode, policy});  // left zero by each call, so they can share it
   arena_.add(&workspace_, launch_.workspace.bytes);
-  side_workspace_.bytes = waterweight::w8a16_gemm_workspace_bytes(
-      options_.batch_size, config_.intermediate_size, config_.hidden_size, launch_.device);
-  arena_.add(&side_memory_, side_workspace_.bytes);
 }
 
 template <class T>
@@ -212,16 +205,9 @@ void CudaEngine<T>::upload_rotary() {
 }
 
 template <class T>
-DecodeStep<T> CudaEngine<T>::decode_step() {
-  return {&config_,
-          &weights_,
-          &kv_,
-          activations_,
-          &side_,
-          side_workspace_,
-          {inv_freq_, config_.rotary_dims},
-          tokens_,
-          logits_};
+DecodeStep<T> CudaEngine<T>::decode_step() const {
+  return {&config_, &weights_, &kv_, activations_, {inv_freq_, config_.rotary_dims},
+          tokens_,  logits_};
 }
 
 template <class T>

@@ -35,7 +35,6 @@ class CudaEvent {
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
 
-  cudaEvent_t get() const { return event_; }
   void record(cudaStream_t stream) {
     check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
   }
@@ -43,33 +42,6 @@ class CudaEvent {
 
  private:
   cudaEvent_t event_ = nullptr;
-};
-
-/// A second stream whose work runs beside that of the first, from a point of it to another: so that
-/// kernels which do not fill the card alone do it together. Captured, it becomes branches of the
-/// graph.
-class SideStream {
- public:
-  cudaStream_t get() const { return stream_.get(); }
-
-  /// What is enqueued on the side from here on comes after what `main` holds now.
-  void fork(cudaStream_t main) {
-    forked_.record(main);
-    wait(stream_.get(), forked_);
-  }
-  /// What is enqueued on `main` from here on comes after what the side holds now.
-  void join(cudaStream_t main) {
-    joined_.record(stream_.get());
-    wait(main, joined_);
-  }
-
- private:
-  static void wait(cudaStream_t stream, const CudaEvent& event) {
-    check_cuda(cudaStreamWaitEvent(stream, event.get(), 0), "cudaStreamWaitEvent");
-  }
-
-  CudaStream stream_;
-  CudaEvent forked_, joined_;
 };
 
 class CudaGraph {

@@ -6,7 +6,6 @@
 
 #include "examples/pythia/io/config.hpp"
 #include "examples/pythia/model/cuda_check.hpp"
-#include "examples/pythia/model/cuda_graph.hpp"
 #include "examples/pythia/model/cuda_layernorm.cuh"
 #include "examples/pythia/model/cuda_linear.cuh"
 #include "examples/pythia/model/cuda_state.hpp"
@@ -50,27 +49,6 @@ void end_layer(const LaunchContext& launch, const Config& config, const CudaLaye
     normalise(launch, config, activations, rows, norm_into(layer.mlp_norm, activations.mlp_in));
   }
   apply_gelu(launch, layer.up, config.activation, activations.mlp_in, rows, activations.mlp);
-  apply_residual(launch, layer.down, activations.mlp, rows, activations.residual);
-}
-
-/// A whole layer whose MLP reads the same residual stream as its attention (parallel_residual), the
-/// first product of the MLP on `side` beside QKV and the attention. The side's launches use
-/// side_workspace.
-template <class T, class Attention>
-void run_forked_layer(const LaunchContext& launch, SideStream* side,
-                      const waterweight::workspace& side_workspace, const Config& config,
-                      const CudaLayer<T>& layer, const Activations<T>& activations, int rows,
-                      const Attention& attention) {
-  normalise(launch, config, activations, rows,
-            norm_into(layer.attention_norm, activations.attention_in),
-            norm_into(layer.mlp_norm, activations.mlp_in));
-  side->fork(launch.stream);
-  apply_bias(launch, layer.qkv, activations.attention_in, rows, activations.qkv);
-  const LaunchContext beside{launch.device, side_workspace, side->get()};
-  apply_gelu(beside, layer.up, config.activation, activations.mlp_in, rows, activations.mlp);
-  attention();
-  apply_residual(launch, layer.dense, activations.attention_out, rows, activations.residual);
-  side->join(launch.stream);
   apply_residual(launch, layer.down, activations.mlp, rows, activations.residual);
 }
 
