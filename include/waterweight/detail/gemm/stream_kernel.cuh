@@ -162,11 +162,9 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     mine.load(x, x_ld, m_count, share);
     // Kept in registers: what they are made of takes its time.
     std::uint32_t full = shared_address(barriers.full), empty = shared_address(barriers.empty);
-    std::uint32_t summed = shared_address(barriers.summed), free = shared_address(barriers.free);
+    std::uint32_t free = shared_address(barriers.free);
     int slots = plan.slots, tile_bytes = plan.tile_bytes();
-    asm volatile(""
-                 : "+r"(full), "+r"(empty), "+r"(summed), "+r"(free), "+r"(slots),
-                   "+r"(tile_bytes));
+    asm volatile("" : "+r"(full), "+r"(empty), "+r"(free), "+r"(slots), "+r"(tile_bytes));
     const auto wrapped = [&](int slot) { return slot < slots ? slot : slot - slots; };
     const int upper = multiplier::group() / kStreamTile;  // rows of the second and last tile
     float* const to = sums + warp * kSums;
@@ -175,16 +173,15 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     for (int q = 0; q < groups; ++q) {
       mbarrier_wait(full + turn.place * 8, turn.parity);
       turn.advance(kStreamMaxGroups);
-      mine.multiply(ring + wrapped(slot + upper) * tile_bytes,
-                    ring + wrapped(slot + upper + 2) * tile_bytes, [&] {
-                      __syncwarp();
-                      if (lane < kStreamTiles) mbarrier_arrive(empty + wrapped(slot + lane) * 8);
-                    });
+      const int low = wrapped(slot + upper), high = wrapped(slot + upper + 2);
+      mine.multiply(ring + low * tile_bytes, ring + high * tile_bytes, [&] {
+        mbarrier_arrive(empty + low * 8);
+        mbarrier_arrive(empty + high * 8);
+      });
       slot = wrapped(slot + kStreamTiles);
       mbarrier_wait(free + buffer.place * 8, buffer.parity ^ 1);
       mine.write_sums(to + buffer.place * kStreamWarps * kSums);
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(summed + buffer.place * 8);
+      named_barrier_arrive(stream_summed(buffer.place), 32 * (warps + 1));
       buffer.advance(kStreamBuffers);
     }
   } else if (warp == kStreamWarps) {
@@ -201,10 +198,9 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     for (int q = 0, i = 0; q < groups + lag; ++q) {
       if (q < groups) {
         const int buffer = q % kStreamBuffers;
-        mbarrier_wait(barriers.summed + buffer, q / kStreamBuffers & 1);
+        named_barrier(stream_summed(buffer), 32 * (warps + 1));
         sum.template add<kStreamWarps>(sums + buffer * kStreamWarps * kSums, warps);
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(barriers.free + buffer);
+        mbarrier_arrive(barriers.free + buffer);
         if (plan.cluster > 1) {
           const int owner = q % plan.cluster, use = q / plan.cluster, box = use % kStreamInboxes;
           if (use >= kStreamInboxes) {
