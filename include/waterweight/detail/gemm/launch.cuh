@@ -42,7 +42,8 @@ struct gemm_launcher {
       using launcher = stream_launcher<T, Element, Out, Epilogue>;
       const stream_plan plan =
           make_stream_plan(device.sm_count, w.rows, w.cols, w.ld, sizeof(Element), NTiles);
-      if (plan.clusters > 0 && launcher::present()) {
+      const bool pays = plan.clusters > 0 && plan.cluster <= kStreamPayingCluster;
+      if (pays && launcher::present()) {
         return launcher{x, w, y, epilogue, stream, early == early_read::weights}
             .template run<NTiles>(plan);
       }
