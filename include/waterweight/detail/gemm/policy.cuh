@@ -142,8 +142,8 @@ struct default_tiled_selector {
 enum class gemm_kind { gemv, tiled };
 
 /// The default choice, but that the streaming kernel (stream_kernel.cuh) takes the place of gemv
-/// where it runs, and wgmma that of tiled. `aligned`: rows of X and W start on 16-byte boundaries
-/// and K % 16 == 0.
+/// where it runs and pays (kStreamPayingCluster), and wgmma that of tiled. `aligned`: rows of X and
+/// W start on 16-byte boundaries and K % 16 == 0.
 struct default_gemm_selector {
   constexpr gemm_kind operator()(std::int64_t m, bool aligned) const {
     return m <= 16 && aligned ? gemm_kind::gemv : gemm_kind::tiled;
