@@ -4,7 +4,6 @@
 #include <waterweight/detail/arch/dependent_launch.cuh>
 #include <waterweight/detail/arch/named_barrier.cuh>
 #include <waterweight/detail/attention/common.cuh>
-#include <waterweight/detail/attention/prefill_kernel.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
@@ -117,22 +116,30 @@ __device__ __forceinline__ int column_offset_slot(int query) {
 }
 
 /// Adds exp(score - lse) of a tile of queries to the sums of a warp's keys; lane = 4 * g + t keeps
-/// its share of keys g and g + 8 of each group. offsets: -lse in powers of two. Sixteen queries at
-/// a time, in a loop: other warps' products run beside the exponentials of this one, and the fewer
-/// loads from shared memory an exponential has to share its queue with, the better. With Masked,
-/// queries above a key give it nothing: `ahead` is this lane's first query (2t) less its first key
-/// (g).
+/// its share of keys g and g + 8 of each group. matrices, offsets: where this lane reads the B
+/// fragments and the offsets (-lse in powers of two) of the first 16 queries. Sixteen queries at a
+/// time, in a loop: other warps' products run beside the exponentials of this one. Exponentials and
+/// loads from shared memory share a queue: the offsets are loaded at once, and ahead of all else.
+/// With Masked, queries above a key give it nothing: `ahead` is this lane's first query (2t) less
+/// its first key (g).
 template <bool Masked, class T, int HeadDim>
 __device__ __forceinline__ void add_weights(float (&sum)[kColumnRowTiles][2],
-                                            column_keys<HeadDim>& keys, const T* queries,
-                                            const float* offsets, float scale_log2, int ahead) {
-  const int quad = threadIdx.x % 4;
+                                            column_keys<HeadDim>& keys, std::uint32_t matrices,
+                                            std::uint32_t offsets, float scale_log2, int ahead) {
 #pragma unroll 1
   for (int first = 0; first < kColumnQueries<HeadDim>; first += 16) {
+    const float4 four = load_shared(offsets);
     float s[kColumnRowTiles][2][4] = {};
-    const float4 four = *reinterpret_cast<const float4*>(offsets + first + 4 * quad);
-    multiply_tile<T, HeadDim, kColumnRowTiles, 16, true>(s, keys, nullptr, 0,
-                                                         queries + first * kPaddedHeadDim<HeadDim>);
+#pragma unroll
+    for (int step = 0; step < HeadDim / 16; ++step) {
+      std::uint32_t b[4];
+      ldmatrix_x4(b, matrices + 32 * step);
+#pragma unroll
+      for (int r = 0; r < kColumnRowTiles; ++r) {
+        mma_m16n8k16<T>(s[r][0], keys[r][step], b[0], b[1]);
+        mma_m16n8k16<T>(s[r][1], keys[r][step], b[2], b[3]);
+      }
+    }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const float pair[2] = {j == 0 ? four.x : four.z, j == 0 ? four.y : four.w};
@@ -146,6 +153,8 @@ __device__ __forceinline__ void add_weights(float (&sum)[kColumnRowTiles][2],
         }
       }
     }
+    matrices += 16 * 2 * kPaddedHeadDim<HeadDim>;
+    offsets += 16 * 4;
   }
 }
 
@@ -162,13 +171,13 @@ __global__ void __launch_bounds__(kColumnTeamThreads* kColumnMostTeams<HeadDim>,
                       const float* lse, float* column_sums, float scale_log2, bool early) {
   constexpr int kQueries = kColumnQueries<HeadDim>, kPitch = kPaddedHeadDim<HeadDim>;
   constexpr int kVectors = HeadDim / 8, kRows = kColumnTeamThreads / kVectors;  // copied at a time
+  constexpr int kTileBytes = kQueries * kPitch * 2, kStageBytes = kTileBytes + kQueries * 4;
+  static_assert(2 * kStageBytes == kColumnTeamBytes<HeadDim>);
   extern __shared__ __align__(16) std::byte shared[];
   if (!early) follow_earlier_kernels();
   const int team = threadIdx.x / kColumnTeamThreads, teams = blockDim.x / kColumnTeamThreads;
   const int thread = threadIdx.x % kColumnTeamThreads;
   const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  T* const q_tiles = reinterpret_cast<T*>(shared + team * kColumnTeamBytes<HeadDim>);
-  float* const offsets = reinterpret_cast<float*>(q_tiles + 2 * kQueries * kPitch);
   float* const parts = reinterpret_cast<float*>(shared + teams * kColumnTeamBytes<HeadDim>);
 
   const int kv_head = blockIdx.x, sequence = blockIdx.y, group_size = q.heads / k.heads;
@@ -183,21 +192,28 @@ __global__ void __launch_bounds__(kColumnTeamThreads* kColumnMostTeams<HeadDim>,
     const int row = thread / kVectors, column = thread % kVectors * 8;
     const T* source;
     const float* lse_source;
+    // Where it goes, and what is read of a tile, in the first of two stages.
+    const std::uint32_t base = shared_address(shared) + team * kColumnTeamBytes<HeadDim>;
+    std::uint32_t target = base + (row * kPitch + column) * 2;
+    std::uint32_t offset_target = base + kTileBytes + column_offset_slot(thread) * 4;
+    std::uint32_t matrices = base + ((lane % 8 + lane / 16 * 8) * kPitch + lane / 8 % 2 * 8) * 2;
+    std::uint32_t offsets = base + kTileBytes + quad * 16;
+    // Or else they are worked out anew for every tile.
+    asm volatile("" : "+r"(target), "+r"(offset_target), "+r"(matrices), "+r"(offsets));
     const auto locate = [&] {
       const int head = kv_head * group_size + next.head(), q0 = next.tile() * kQueries;
       source = q.data + sequence * q.batch_stride + head * q.head_stride +
                (q0 + row) * q.token_stride + column;
       lse_source = lse + (std::int64_t{sequence} * q.heads + head) * q.tokens + q0 + thread;
     };
-    const auto fill = [&](int stage) {
-      T* const target = q_tiles + stage * kQueries * kPitch + row * kPitch + column;
+    const auto fill = [&](std::uint32_t stage) {
       const T* from = source;
       const int left = length - next.tile() * kQueries - row;
       if (kColumnTeamThreads % kVectors == 0 || row < kRows) {
 #pragma unroll
-        for (int base = 0; base < kQueries; base += kRows, from += kRows * q.token_stride) {
-          if (kQueries % kRows != 0 && base + kRows > kQueries && base + row >= kQueries) break;
-          cp_async_16(target + base * kPitch, from, base < left ? 16 : 0);
+        for (int first = 0; first < kQueries; first += kRows, from += kRows * q.token_stride) {
+          if (kQueries % kRows != 0 && first + kRows > kQueries && first + row >= kQueries) break;
+          cp_async_16(target + stage + first * kPitch * 2, from, first < left ? 16 : 0);
         }
       }
       cp_async_commit();
@@ -208,9 +224,8 @@ __global__ void __launch_bounds__(kColumnTeamThreads* kColumnMostTeams<HeadDim>,
       const bool exists = thread < kQueries && next.tile() * kQueries + thread < length;
       if (exists) query_lse = __ldcg(lse_source);
     };
-    const auto store_offset = [&](int stage) {
-      if (thread >= kQueries) return;
-      offsets[stage * kQueries + column_offset_slot(thread)] = -kLog2E * query_lse;
+    const auto store_offset = [&](std::uint32_t stage) {
+      if (thread < kQueries) store_shared(offset_target + stage, -kLog2E * query_lse);
     };
     const auto advance = [&] {
       source += kColumnParts * kQueries * q.token_stride;
@@ -218,7 +233,8 @@ __global__ void __launch_bounds__(kColumnTeamThreads* kColumnMostTeams<HeadDim>,
       if (next.advance(teams) && next.more()) locate();
     };
 
-    const int warp_key = k0 + in_block;
+    int warp_key = k0 + in_block;
+    asm volatile("" : "+r"(warp_key));
     column_keys<HeadDim> keys;
     locate();
     fill(0);
@@ -230,21 +246,21 @@ __global__ void __launch_bounds__(kColumnTeamThreads* kColumnMostTeams<HeadDim>,
     int tile = next.tile(), part = next.part();
     advance();
     float sum[kColumnRowTiles][2] = {};
-    for (int stage = 0;; stage ^= 1) {
+    for (std::uint32_t stage = 0;; stage ^= kStageBytes) {
       cp_async_wait<0>();
       named_barrier(1 + team, kColumnTeamThreads);  // tile arrived; the team has left the other
       const bool more = next.more();
       if (more) {
-        fill(stage ^ 1);
+        fill(stage ^ kStageBytes);
         load_lse();
       }
-      const T* q_tile = q_tiles + stage * kQueries * kPitch;
-      const float* tile_offsets = offsets + stage * kQueries;
       const int q0 = tile * kQueries, ahead = q0 + 2 * quad - (warp_key + group);
       if (q0 >= warp_key + kColumnWarpKeys - 1) {
-        add_weights<false, T, HeadDim>(sum, keys, q_tile, tile_offsets, scale_log2, ahead);
+        add_weights<false, T, HeadDim>(sum, keys, matrices + stage, offsets + stage, scale_log2,
+                                       ahead);
       } else if (q0 + kQueries > warp_key) {  // the diagonal crosses
-        add_weights<true, T, HeadDim>(sum, keys, q_tile, tile_offsets, scale_log2, ahead);
+        add_weights<true, T, HeadDim>(sum, keys, matrices + stage, offsets + stage, scale_log2,
+                                      ahead);
       }
       if (!more || next.part() != part) {
 #pragma unroll
@@ -260,7 +276,7 @@ __global__ void __launch_bounds__(kColumnTeamThreads* kColumnMostTeams<HeadDim>,
         }
       }
       if (!more) break;
-      store_offset(stage ^ 1);
+      store_offset(stage ^ kStageBytes);
       tile = next.tile();
       part = next.part();
       advance();

@@ -50,9 +50,6 @@ bool valid_column_sums(const heads_view<const T>& q, const float* lse) {
   return lse != nullptr && ceil_div(q.tokens, kColumnKeys) <= 65535;
 }
 
-/// Blocks per SM below which the longest walk of one counts for more than what a team takes.
-inline constexpr int kFewColumnBlocks = 2;
-
 /// early: the kernel ahead in the stream is one that reads q and k as they are.
 template <class T>
 cudaError_t enqueue_column_sums(int sm_count, const heads_view<const T>& q,
@@ -62,8 +59,8 @@ cudaError_t enqueue_column_sums(int sm_count, const heads_view<const T>& q,
   return dispatch_head_dim(q.head_dim, [&](auto dim) {
     constexpr int kHeadDim = decltype(dim)::value;
     const std::int64_t key_tiles = ceil_div(q.tokens, kColumnKeys);
-    const bool few = key_tiles * k.heads * q.batch < std::int64_t{kFewColumnBlocks} * sm_count;
-    const int teams = few ? kColumnMostTeams<kHeadDim> : kColumnFewestTeams;
+    const bool one_each = key_tiles * k.heads * q.batch <= sm_count;
+    const int teams = one_each ? kColumnMostTeams<kHeadDim> : kColumnFewestTeams;
     return launch_following(column_sum_kernel<T, kHeadDim>,
                             dim3(static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch),
                                  static_cast<unsigned>(key_tiles)),
