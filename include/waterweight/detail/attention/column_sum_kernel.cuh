@@ -21,11 +21,11 @@ inline constexpr int kColumnKeys = kColumnWarpKeys * kColumnTeamWarps;
 /// own that are added up in the end: the order does not depend on how many teams share the parts.
 inline constexpr int kColumnParts = 4;
 
-/// Teams of a block: two, or four for keys whose blocks do not fill the card, within the 99 KiB
-/// that a block may have on sm_86 and sm_89. 128 registers per thread, which all head_dims but the
-/// largest can do with, let 16 warps reside on an SM. On an H200 (32 heads of 80, 512 / 2048 / 8192
-/// tokens, behind the forward pass) one team took 14.8 / 69 / 546 us, two 9.7 / 42 / 557, four 5.8
-/// / 51 / 611.
+/// Teams of a block: two, or four where every block has an SM to itself, within the 99 KiB that a
+/// block may have on sm_86 and sm_89. 128 registers per thread, which all head_dims but the largest
+/// can do with, let 16 warps reside on an SM. On an H200 (32 heads of 80, 512 / 2048 / 8192 tokens,
+/// behind the forward pass) two take 9.7 / 42 / 569 us, four 5.7 / 51 / 607, and blocks of one 14.8
+/// / 69 / 546: the longest walk of short prompts is then as long as all of an SM's work.
 inline constexpr int kColumnFewestTeams = 2;
 template <int HeadDim>
 inline constexpr int kColumnMostTeams = HeadDim <= 80 ? 4 : kColumnFewestTeams;
