@@ -24,8 +24,8 @@ inline constexpr int kColumnParts = 4;
 /// Teams of a block: two, or four where every block has an SM to itself, within the 99 KiB that a
 /// block may have on sm_86 and sm_89. 128 registers per thread, which all head_dims but the largest
 /// can do with, let 16 warps reside on an SM. On an H200 (32 heads of 80, 512 / 2048 / 8192 tokens,
-/// behind the forward pass) two take 9.7 / 42 / 569 us, four 5.7 / 51 / 607, and blocks of one 14.8
-/// / 69 / 546: the longest walk of short prompts is then as long as all of an SM's work.
+/// behind the forward pass, as many parts as teams) two took 9.7 / 42 / 557 us, four 5.8 / 51 / 611
+/// and one 14.8 / 69 / 546: a walk of the first keys is then too long for the SMs to end together.
 inline constexpr int kColumnFewestTeams = 2;
 template <int HeadDim>
 inline constexpr int kColumnMostTeams = HeadDim <= 80 ? 4 : kColumnFewestTeams;
