@@ -1,7 +1,8 @@
 // The attention warps of the token kernel: H2O decode attention of every layer in units of a split
-// of a head, as h2o_decode_attention divides it. The block whose split of a head is the last to be
-// done merges them, passes the head's output on, and then keeps the head's scores: off the critical
-// path.
+// of a head, as h2o_decode_attention divides it. A block attends over all of its units first, the
+// keys and values of one arriving while it works on the one before. The block whose split of a head
+// is the last to be done merges them, passes the head's output on, and then keeps the head's
+// scores: off the critical path.
 #pragma once
 
 #include <waterweight/detail/attention/decode_kernel.cuh>
@@ -28,7 +29,7 @@ class TokenAttention {
 
   struct Scratch {
     alignas(16) T qkv[3 * HeadDim];
-    bool last;
+    unsigned last;  ///< of this block's units of a layer, those whose head is complete: a bit each
   };
 
   __device__ __forceinline__ TokenAttention(const TokenParameters<T>& p,
@@ -45,34 +46,61 @@ class TokenAttention {
         step_(p.step[0]) {}
 
   __device__ void run(std::uint32_t epoch) {
-    const int units = p_.heads * p_.splits;
-    for (int layer = 0; layer < p_.layer_count; ++layer) {
+    for (int layer = 0; layer < p_.layer_count; ++layer, ++epoch) {
       // While this block waits for the input of down its ring fills up, and memory has time.
       while (staged_->mlp_layers < layer) __nanosleep(50);
-      for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-        split(layer, unit / p_.splits, unit % p_.splits, epoch + static_cast<std::uint32_t>(layer));
+      const int first = static_cast<int>(blockIdx.x), units = p_.heads * p_.splits;
+      if (first >= units) continue;
+      int fresh = fresh_slot(layer, first);
+      unit_of(layer, first, fresh).begin();
+      for (int unit = first; unit < units; unit += gridDim.x) {
+        const int next = unit + static_cast<int>(gridDim.x);
+        const int next_fresh = next < units ? fresh_slot(layer, next) : 0;
+        attend_over(layer, unit, fresh, next, next_fresh, epoch);
+        fresh = next_fresh;
+      }
+      const unsigned last = complete(layer, first, units);
+      for (int unit = first, i = 0; unit < units; unit += gridDim.x, ++i) {
+        if ((last >> i & 1) != 0) merge(layer, unit / p_.splits, epoch);
       }
     }
   }
 
  private:
   static constexpr int kThreads = kTokenAttentionThreads;
+  static constexpr int kPartsAhead = 12;  ///< splits of 1536 slots
 
   __device__ __forceinline__ static void sync() {
     waterweight::group_sync<kThreads, kAttentionBarrier>();
   }
 
-  __device__ void split(int layer, int head, int split, std::uint32_t epoch) {
+  /// Where the new token of a unit's head goes.
+  __device__ __forceinline__ int fresh_slot(int layer, int unit) const {
+    return min(max(layers_[layer].free_slot[unit / p_.splits], 0), live_ - 1);
+  }
+
+  /// A split of a head; an empty one if there is no such unit.
+  __device__ __forceinline__ attend unit_of(int layer, int unit, int fresh) const {
+    const bool exists = unit < p_.heads * p_.splits;
     const TokenLayer<T>& of = layers_[layer];
-    const std::int64_t slots = std::int64_t{head} * p_.capacity;
-    const int fresh = min(max(of.free_slot[head], 0), live_ - 1);
+    const std::int64_t slots = exists ? std::int64_t{unit / p_.splits} * p_.capacity : 0;
     const waterweight::h2o_head<T> slots_of_head{
         of.k + slots * HeadDim, of.v + slots * HeadDim, of.position + slots, fresh, step_, live_};
-    const waterweight::detail::split_range range(split, p_.splits, live_);
-    attend attention(slots_of_head, range.begin, range.end, p_.most_slots, attend_memory_);
-    attention.begin();
-    const int copy = layer & 1, row = copy * p_.heads + head;
-    receive(p_.exchange.qkv + copy * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
+    const waterweight::detail::split_range range(unit % p_.splits, p_.splits, live_);
+    return attend(slots_of_head, range.begin, exists ? range.end : range.begin, p_.most_slots,
+                  attend_memory_);
+  }
+
+  /// Of the exchange buffers that layers use in turn.
+  __device__ __forceinline__ int row_of(int layer, int head) const {
+    return (layer & 1) * p_.heads + head;
+  }
+
+  /// One unit, and the begin of the next one.
+  __device__ __forceinline__ void attend_over(int layer, int unit, int fresh, int next,
+                                              int next_fresh, std::uint32_t epoch) {
+    const int head = unit / p_.splits, split = unit % p_.splits, row = row_of(layer, head);
+    receive(p_.exchange.qkv + (layer & 1) * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
     const waterweight::h2o_split_output output{
         p_.exchange.logit + std::int64_t{row} * p_.capacity,
         p_.capacity,
@@ -80,10 +108,12 @@ class TokenAttention {
         p_.splits,
         p_.exchange.partial + (row * p_.splits + split) * HeadDim,
         p_.splits * HeadDim};
-    attention.attend(scratch_->qkv, HeadDim, scratch_->qkv + HeadDim, scratch_->qkv + 2 * HeadDim,
-                     1, p_.rotary, 1.0f / sqrtf(static_cast<float>(HeadDim)), output);
-    if (!is_last(layer, head)) return;
-    merge(of, layer, head, row, fresh, epoch);
+    unit_of(layer, unit, fresh)
+        .attend_before(
+            scratch_->qkv, scratch_->qkv + HeadDim, scratch_->qkv + 2 * HeadDim, p_.rotary,
+            1.0f / sqrtf(static_cast<float>(HeadDim)), output,
+            [&] { unit_of(layer, next, next_fresh).begin_keys(); },
+            [&] { unit_of(layer, next, next_fresh).begin_values(); });
   }
 
   /// The head's q, k and v as they come.
@@ -102,30 +132,52 @@ class TokenAttention {
     sync();
   }
 
-  __device__ __forceinline__ bool is_last(int layer, int head) {
-    __threadfence();
-    sync();
-    if (threadIdx.x == 0) {
-      unsigned* const arrived = p_.exchange.arrived + layer * p_.heads + head;
-      scratch_->last = atomicAdd(arrived, 1u) == static_cast<unsigned>(p_.splits) - 1;
-      if (scratch_->last) *arrived = 0;
+  /// Says that this block's units of the layer are done; a bit for each whose head so is complete.
+  __device__ __forceinline__ unsigned complete(int layer, int first, int units) {
+    if (threadIdx.x == 0) scratch_->last = 0;
+    sync();  // also: all of the block's results are written
+    const int mine = first + static_cast<int>(threadIdx.x * gridDim.x);
+    if (mine < units) {
+      unsigned* const arrived = p_.exchange.arrived + layer * p_.heads + mine / p_.splits;
+      if (add_one(arrived) == static_cast<unsigned>(p_.splits) - 1) {
+        *arrived = 0;
+        atomicOr(&scratch_->last, 1u << threadIdx.x);
+      }
     }
     sync();
-    if (!scratch_->last) return false;
-    __threadfence();
-    return true;
+    return scratch_->last;
   }
 
-  __device__ void merge(const TokenLayer<T>& of, int layer, int head, int row, int fresh,
-                        std::uint32_t epoch) {
+  /// Adds one and returns what it was. What this block wrote before its last barrier is visible to
+  /// who counts on; what others wrote before they counted is so to this block after its next one.
+  __device__ __forceinline__ static unsigned add_one(unsigned* counter) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(counter)
+                 : "memory");
+    return before;
+  }
+
+  __device__ void merge(int layer, int head, std::uint32_t epoch) {
+    const TokenLayer<T>& of = layers_[layer];
+    const int row = row_of(layer, head);
+    const int fresh = fresh_slot(layer, head * p_.splits);
     auto* const softmax = reinterpret_cast<waterweight::h2o_softmax*>(merge_memory_);
-    const waterweight::h2o_merge merged(p_.exchange.stat + row * p_.splits, p_.splits);
     const float* const partial = p_.exchange.partial + row * p_.splits * HeadDim;
+    constexpr int kRounds = (HeadDim + kThreads - 1) / kThreads;
+    waterweight::h2o_merge::parts_ahead<kPartsAhead> parts[kRounds];
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      parts[round].load(partial, p_.splits, HeadDim, round * kThreads + threadIdx.x);
+    }
+    const waterweight::h2o_merge merged(p_.exchange.stat + row * p_.splits, p_.splits);
     waterweight::flagged_word* const out =
         p_.exchange.attention + (layer & 1) * (p_.hidden / 2) + head * (HeadDim / 2);
-    for (int first = 0; first < HeadDim; first += kThreads) {
-      const int d = first + static_cast<int>(threadIdx.x);
-      const float element = merged.element(partial, HeadDim, d);
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int d = round * kThreads + static_cast<int>(threadIdx.x);
+      const float element = merged.element(parts[round], partial, HeadDim, d);
       const float above = __shfl_down_sync(0xffffffffu, element, 1);
       if (d < HeadDim && d % 2 == 0) {
         waterweight::store_flagged(out + d / 2, waterweight::detail::pack_pair<T>(element, above),

@@ -161,11 +161,11 @@ class TokenStager {
       const int pitch = p_.hidden;
 #pragma unroll
       for (int j = 0; j < E; ++j) {
-        const int3 digits = waterweight::fixed_point_digits(weight[j], step.inverse);
+        const std::uint32_t digits = waterweight::fixed_point_digits(weight[j], step.inverse);
         std::int8_t* const place = planes + j * kTokenStagingThreads;
-        place[0] = static_cast<std::int8_t>(digits.x);
-        place[pitch] = static_cast<std::int8_t>(digits.y);
-        place[2 * pitch] = static_cast<std::int8_t>(digits.z);
+        place[0] = static_cast<std::int8_t>(digits);
+        place[pitch] = static_cast<std::int8_t>(digits >> 8);
+        place[2 * pitch] = static_cast<std::int8_t>(digits >> 16);
       }
       publish(vector, step.step);
       if (i + 1 < norms) load_norm(layers_[layer].mlp_norm, weight, bias);

@@ -149,6 +149,7 @@ class TokenStep {
     p_.vocab = config.vocab_size;
     p_.capacity = kv.capacity;
     p_.splits = waterweight::detail::decode_splits(kv.capacity, kTokenAttentionThreads);
+    if (p_.heads * p_.splits > kMaxTokenUnits * blocks_) return false;
     p_.most_slots = (kv.capacity + p_.splits - 1) / p_.splits;
     p_.eps = static_cast<float>(config.layer_norm_eps);
     p_.gelu_tanh = config.activation == Activation::gelu_tanh;

@@ -33,6 +33,7 @@ constexpr int kStagingBarrier = 2;
 constexpr int kTokenParts = 4;
 
 constexpr int kMaxTokenLayers = 64;
+constexpr int kMaxTokenUnits = 32;   ///< splits of heads a block may attend over in a layer
 constexpr int kMaxTokenGroups = 16;  ///< groups of four residual rows a block may own
 constexpr int kMaxRingSlots = 64;
 constexpr int kLeastInFlight = 2;

@@ -44,12 +44,22 @@ struct fixed_point_scale {
   }
 };
 
-/// The digits of one value in the low bytes of x (low), y (middle), z (high).
-__device__ __forceinline__ int3 fixed_point_digits(float x, float inverse) {
-  const int v = __float2int_rn(x * inverse);
-  // Balanced digits: adding 128 before the shift carries what the signed low byte borrows.
-  const int carried = (v + 128) >> 8;
-  return make_int3(v, carried, (carried + 128) >> 8);
+/// Adding 128 to each of the three balanced digits makes them bytes of one unsigned number, without
+/// carries between them; flipping each byte's highest bit takes the 128 off again.
+inline constexpr std::uint32_t kDigitOffsets = 0x00808080u;
+
+namespace detail {
+
+/// The digits of one value, each plus 128, in the bytes of a word from the lowest up.
+__device__ __forceinline__ std::uint32_t offset_digits(float x, float inverse) {
+  return static_cast<std::uint32_t>(__float2int_rn(x * inverse)) + kDigitOffsets;
+}
+
+}  // namespace detail
+
+/// The digits of one value in the bytes of a word: low, middle, high.
+__device__ __forceinline__ std::uint32_t fixed_point_digits(float x, float inverse) {
+  return detail::offset_digits(x, inverse) ^ kDigitOffsets;
 }
 
 /// Four consecutive activations as one word of each plane.
@@ -57,16 +67,15 @@ struct fixed_point_words {
   std::uint32_t plane[kPlanes];
 
   __device__ __forceinline__ fixed_point_words(const float (&x)[4], float inverse) {
-    const int3 a = fixed_point_digits(x[0], inverse), b = fixed_point_digits(x[1], inverse);
-    const int3 c = fixed_point_digits(x[2], inverse), d = fixed_point_digits(x[3], inverse);
-    plane[0] = pack(a.x, b.x, c.x, d.x);
-    plane[1] = pack(a.y, b.y, c.y, d.y);
-    plane[2] = pack(a.z, b.z, c.z, d.z);
-  }
-
- private:
-  __device__ static __forceinline__ std::uint32_t pack(int a, int b, int c, int d) {
-    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+    const std::uint32_t a = detail::offset_digits(x[0], inverse);
+    const std::uint32_t b = detail::offset_digits(x[1], inverse);
+    const std::uint32_t c = detail::offset_digits(x[2], inverse);
+    const std::uint32_t d = detail::offset_digits(x[3], inverse);
+    constexpr std::uint32_t kFlip = 0x80808080u;
+    const std::uint32_t ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);
+    plane[0] = __byte_perm(ab, cd, 0x5410) ^ kFlip;
+    plane[1] = __byte_perm(ab, cd, 0x7632) ^ kFlip;
+    plane[2] = __byte_perm(__byte_perm(a, b, 0x0062), __byte_perm(c, d, 0x0062), 0x5410) ^ kFlip;
   }
 };
 

@@ -37,19 +37,51 @@ class h2o_merge {
 
   __device__ __forceinline__ const h2o_softmax& softmax() const { return softmax_; }
 
+  /// Parts of element d of the head's output, of the first N splits: where the element is urgent,
+  /// asked for before the merge is constructed, which waits for its own numbers.
+  template <int N>
+  struct parts_ahead {
+    float part[N];
+
+    __device__ __forceinline__ void load(const float* partial, int splits, int head_dim, int d) {
+#pragma unroll
+      for (int split = 0; split < N; ++split) {
+        part[split] = split < splits && d < head_dim ? partial[split * head_dim + d] : 0.0f;
+      }
+    }
+  };
+
+  /// element() with its first parts at hand.
+  template <int N>
+  __device__ __forceinline__ float element(const parts_ahead<N>& ahead, const float* partial,
+                                           int head_dim, int d) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int split = 0; split < N; ++split) {
+      if (split < splits_) {
+        sum = fmaf(__shfl_sync(0xffffffffu, weight_, split), ahead.part[split], sum);
+      }
+    }
+    return add_from(N, sum, partial, head_dim, d);
+  }
+
   /// Element d of the head's output, from partial [splits, head_dim]; 0 for d >= head_dim. All
   /// lanes of the warp call it together.
   __device__ __forceinline__ float element(const float* partial, int head_dim, int d) const {
-    float sum = 0.0f;
+    return add_from(0, 0.0f, partial, head_dim, d);
+  }
+
+ private:
+  __device__ __forceinline__ float add_from(int first, float sum, const float* partial,
+                                            int head_dim, int d) const {
 #pragma unroll 4
-    for (int split = 0; split < splits_; ++split) {
+    for (int split = first; split < splits_; ++split) {
       const float part = d < head_dim ? partial[split * head_dim + d] : 0.0f;
       sum = fmaf(__shfl_sync(0xffffffffu, weight_, split), part, sum);
     }
     return sum;
   }
 
- private:
   int splits_;
   h2o_softmax softmax_;
   float weight_;  ///< of the split of this lane

@@ -83,10 +83,14 @@ class block_h2o_attend {
   }
 
   /// Requests the first round of slots as the last token left them: this token's own is not read.
-  __device__ __forceinline__ void begin() {
-    load(head_.k, keys_, 0, head_.fresh);
-    load(head_.v, values_, 0, head_.fresh);
+  __device__ __forceinline__ void begin() const {
+    begin_keys();
+    begin_values();
   }
+
+  /// The two halves of begin().
+  __device__ __forceinline__ void begin_keys() const { load(head_.k, keys_, 0, head_.fresh); }
+  __device__ __forceinline__ void begin_values() const { load(head_.v, values_, 0, head_.fresh); }
 
   /// q: head h of the group at q + h * q_stride, not yet rotated; k_new, v_new: this KV head's.
   /// The block that owns the fresh slot also writes it to the cache. LaterCopies: groups of
@@ -96,6 +100,31 @@ class block_h2o_attend {
   __device__ void attend(const T* q, std::int64_t q_stride, const T* k_new, const T* v_new,
                          int group_size, const rotary_view& rotary, float scale,
                          const h2o_split_output& out) {
+    const auto nothing = [] {};
+    attend_then<LaterCopies>(q, q_stride, k_new, v_new, group_size, rotary, scale, out, nothing,
+                             nothing);
+  }
+
+  /// The same for a group of one, followed by another split in the same shared memory:
+  /// begin_next_keys() and begin_next_values() are called as soon as there is room for them.
+  template <class BeginKeys, class BeginValues>
+  __device__ void attend_before(const T* q, const T* k_new, const T* v_new,
+                                const rotary_view& rotary, float scale, const h2o_split_output& out,
+                                const BeginKeys& begin_next_keys,
+                                const BeginValues& begin_next_values) {
+    attend_then<0, 1>(q, 0, k_new, v_new, 1, rotary, scale, out, begin_next_keys,
+                      begin_next_values);
+  }
+
+ private:
+  /// CopiesBetween: groups of copies that after_keys() commits.
+  template <int LaterCopies, int CopiesBetween = 0, class AfterKeys, class AfterValues>
+  __device__ __forceinline__ void attend_then(const T* q, std::int64_t q_stride, const T* k_new,
+                                              const T* v_new, int group_size,
+                                              const rotary_view& rotary, float scale,
+                                              const h2o_split_output& out,
+                                              const AfterKeys& after_keys,
+                                              const AfterValues& after_values) {
     if (head_.fresh >= begin_ && head_.fresh < begin_ + count_) append(k_new, v_new, rotary);
     for (int h = 0; h < group_size; ++h) {
       for (int d = threadIdx.x; d < HeadDim; d += Threads) {
@@ -103,14 +132,14 @@ class block_h2o_attend {
       }
       const float maximum = compute_logits<LaterCopies>(scale * 1.4426950408889634f,
                                                         out.logit + h * out.logit_stride);
-      const float sum = exponentiate<LaterCopies>(maximum);
+      after_keys();
+      const float sum = exponentiate<LaterCopies + CopiesBetween>(maximum);
       if (threadIdx.x == 0) out.stat[h * out.stat_stride] = make_float2(maximum, sum);
-      weigh_values(sum, out.partial + h * out.partial_stride);
+      weigh_values(sum, out.partial + h * out.partial_stride, after_values);
       if (h + 1 < group_size) group_sync<Threads, Barrier>();  // shared memory is written again
     }
   }
 
- private:
   /// Puts this token's key and value into the cache, and into shared memory if its round is there.
   __device__ void append(const T* k_new, const T* v_new, const rotary_view& rotary) {
     const std::int64_t row = std::int64_t{head_.fresh} * HeadDim;
@@ -131,12 +160,19 @@ class block_h2o_attend {
   /// Starts the copy of one round of rows, except slot `but`.
   __device__ __forceinline__ void load(const T* rows, T* tile, int round, int but = -1) const {
     const int first = round * shape::kSlots, rows_here = min(count_ - first, shape::kSlots);
-    for (int i = threadIdx.x; i < rows_here * shape::kVectors; i += Threads) {
+    const auto copy = [&](int i) {
       const int row = i / shape::kVectors, column = i % shape::kVectors * 8;
       const int slot = begin_ + first + row;
-      if (slot == but) continue;
+      if (slot == but) return;
       detail::cp_async_16(tile + row * shape::kPitch + column,
                           rows + std::int64_t{slot} * HeadDim + column, 16);
+    };
+    const int vectors = rows_here * shape::kVectors;
+    if constexpr (Barrier == 0) {
+      for (int i = threadIdx.x; i < vectors; i += Threads) copy(i);
+    } else {  // a block of several groups: they share registers and the instruction cache
+#pragma unroll 1
+      for (int i = threadIdx.x; i < vectors; i += Threads) copy(i);
     }
     detail::cp_async_commit();
   }
@@ -199,7 +235,9 @@ class block_h2o_attend {
                                           [](float a, float b) { return a + b; });
   }
 
-  __device__ __forceinline__ void weigh_values(float sum, float* out) {
+  /// all_read() is called once the values are not needed any more.
+  template <class AllRead>
+  __device__ __forceinline__ void weigh_values(float sum, float* out, const AllRead& all_read) {
     const int group = static_cast<int>(threadIdx.x) / shape::kVectors;
     const int column = static_cast<int>(threadIdx.x) % shape::kVectors * 8;
     float acc[8] = {};
@@ -227,6 +265,7 @@ class block_h2o_attend {
       *reinterpret_cast<float4*>(mine + 4) = make_float4(acc[4], acc[5], acc[6], acc[7]);
     }
     group_sync<Threads, Barrier>();
+    all_read();
     const float inverse = sum > 0.0f ? 1.0f / sum : sum;  // empty: 0; NaN stays NaN
     for (int d = threadIdx.x; d < HeadDim; d += Threads) {
       float total = 0.0f;
