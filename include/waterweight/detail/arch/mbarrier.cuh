@@ -26,6 +26,16 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+/// What keeps an arrival behind loads from shared memory: an arrival does not wait for those under
+/// way, and who waits for it could overwrite what they are to read. Added to the address of a
+/// barrier, this does: it is made of a loaded word, and zero. `small` is less than 65536, which the
+/// compiler must not know.
+__device__ __forceinline__ std::uint32_t after_loading(std::uint32_t word, int small) {
+  std::uint32_t zero;
+  asm volatile("shr.u32 %0, %1, 16;" : "=r"(zero) : "r"(small));
+  return word & zero;
+}
+
 /// Arrives at the barrier of the same address in block `rank` of the cluster. For buffers that
 /// were only read: what the calling thread wrote is not made visible there, which would take a
 /// fence of the whole device.

@@ -174,9 +174,10 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
       mbarrier_wait(full + turn.place * 8, turn.parity);
       turn.advance(kStreamMaxGroups);
       const int low = wrapped(slot + upper), high = wrapped(slot + upper + 2);
-      mine.multiply(ring + low * tile_bytes, ring + high * tile_bytes, [&] {
-        mbarrier_arrive(empty + low * 8);
-        mbarrier_arrive(empty + high * 8);
+      mine.multiply(ring + low * tile_bytes, ring + high * tile_bytes, [&](std::uint32_t word) {
+        const std::uint32_t behind = empty + after_loading(word, slots);
+        mbarrier_arrive(behind + low * 8);
+        mbarrier_arrive(behind + high * 8);
       });
       slot = wrapped(slot + kStreamTiles);
       mbarrier_wait(free + buffer.place * 8, buffer.parity ^ 1);
@@ -200,7 +201,8 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
         const int buffer = q % kStreamBuffers;
         named_barrier(stream_summed(buffer), 32 * (warps + 1));
         sum.template add<kStreamWarps>(sums + buffer * kStreamWarps * kSums, warps);
-        mbarrier_arrive(barriers.free + buffer);
+        mbarrier_arrive(shared_address(barriers.free + buffer) +
+                        after_loading(sum.word(), plan.slots));
         if (plan.cluster > 1) {
           const int owner = q % plan.cluster, use = q / plan.cluster, box = use % kStreamInboxes;
           if (use >= kStreamInboxes) {
@@ -225,7 +227,8 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
         __syncwarp();
         // Who has no more to send may have ended.
         if (lane < plan.cluster && mine(i + kStreamInboxes) < groups) {
-          mbarrier_arrive_at(shared_address(&barriers.credit[share.rank][box]), lane);
+          const std::uint32_t credit = shared_address(&barriers.credit[share.rank][box]);
+          mbarrier_arrive_at(credit + after_loading(sum.word(), plan.slots), lane);
         }
       }
       output.request_scales(i + kAhead, mine(i + kAhead));

@@ -108,7 +108,7 @@ class stream_multiplier {
   }
 
   /// Multiplies rows g and g + 8 of a group, of which this lane has group() in slots at `low` and
-  /// `high`; calls read() when it has what it needs of the ring.
+  /// `high`; calls read(word) when it has what it needs of the ring: `word` is made of all of it.
   template <class Read>
   __device__ __forceinline__ void multiply(const std::byte* low, const std::byte* high,
                                            const Read& read) {
@@ -127,7 +127,7 @@ class stream_multiplier {
       const int k = first_ + c * kStreamChunk < bytes_ ? first_ + c * kStreamChunk : 0;
       const uint4 first = *reinterpret_cast<const uint4*>(low + row + k);
       const uint4 second = *reinterpret_cast<const uint4*>(high + row + k);
-      if (c + 1 == kChunks) read();
+      if (c + 1 == kChunks) read(first.w | second.w | word());
       const std::uint32_t first_row[4] = {first.x, first.y, first.z, first.w};
       const std::uint32_t second_row[4] = {second.x, second.y, second.z, second.w};
 #pragma unroll
@@ -162,6 +162,14 @@ class stream_multiplier {
   __device__ static __forceinline__ int group() { return threadIdx.x % 32 / 4; }
 
  private:
+  /// Made of all weights that were multiplied.
+  __device__ __forceinline__ std::uint32_t word() const {
+    std::uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < kSets; ++i) bits |= __float_as_uint(acc_[i][NTiles - 1][3]);
+    return bits;
+  }
+
   __device__ static __forceinline__ int quad() { return threadIdx.x % 4; }
 
   int first_;   ///< this lane's first byte of the slab

@@ -37,6 +37,14 @@ struct stream_sum {
       }
     }
   }
+
+  /// Made of all that add() loaded.
+  __device__ __forceinline__ std::uint32_t word() const {
+    std::uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < NTiles; ++j) bits |= __float_as_uint(part[j].w);
+    return bits;
+  }
 };
 
 template <class Element, class Out, class Epilogue, int NTiles>
