@@ -36,6 +36,9 @@ std::vector<std::int32_t> CudaEngine<T>::start(
     resolved.vocab_limit = config_.vocab_size;
   }
   upload(sampling_, &resolved, 1);
+  // No token yet: none that would end a sequence.
+  check_cuda(cudaMemsetAsync(tokens_, 0xff, sizeof(*tokens_) * prompts.size(), launch_.stream),
+             "cudaMemsetAsync");
   greedy_ = !(resolved.temperature > 0.0f);
   const int batch = options_.batch_size;
   const int tokens = static_cast<int>(longest);

@@ -64,6 +64,12 @@ struct SamplingOptions {
   float top_p = 1.0f;        ///< 1: all
   std::uint64_t seed = 0;
   int vocab_limit = 0;  ///< ids at or above are never chosen; 0: the config's vocab_size
+  /// Ids that end a sequence, which repeats them from there on; negative: none.
+  std::int32_t stop[2] = {-1, -1};
+
+  WATERWEIGHT_HOST_DEVICE bool stops_at(std::int32_t id) const {
+    return id >= 0 && (id == stop[0] || id == stop[1]);
+  }
 };
 
 /// The answer to a teacher-forced pass over n tokens.

@@ -74,6 +74,19 @@ TEST_F(CudaEngineTest, RunThenNextEqualsNextAlone) {
   EXPECT_EQ(all[19], engine->next()[0]);
 }
 
+TEST_F(CudaEngineTest, AStopTokenEndsItsSequenceAlone) {
+  const std::vector<Ids> prompts = {golden_prompt(), arbitrary_ids(9, 2048, 3)};
+  for (EngineOptions options : kModes) {
+    options.batch_size = 2;
+    const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+    host_test::expect_stop_token_honoured(*engine, prompts);
+  }
+  EngineOptions options = kModes[3];  // in one launch per token
+  options.device = pythia::DeviceType::cuda;
+  const auto engine = pythia::make_cuda_engine({host_test::tiny_neox(), ""}, options);
+  host_test::expect_stop_token_honoured(*engine, {golden_prompt()});
+}
+
 TEST_F(CudaEngineTest, ComputingAheadChangesNoToken) {
   const int count = 15;
   std::vector<EngineOptions> cases = kModes;
