@@ -85,6 +85,22 @@ struct CacheSnapshot {
   std::vector<std::vector<float>> scores;            ///< [heads][kept]
 };
 
+/// Where the time of a decode step goes.
+struct StepProfile {
+  /// All launches of one kind. They follow one another in the step; seconds is by how much the step
+  /// became longer with each of them, so that what a launch hides of others' time is not its own.
+  struct Part {
+    std::string kind;
+    int launches = 0;
+    double bytes = 0.0;  ///< that must be read and written at least
+    double seconds = 0.0;
+  };
+  std::vector<Part> parts;  ///< in the order of their first launches
+  double seconds = 0.0;     ///< of a step, measured apart from the parts
+  double bytes = 0.0;       ///< weights, live keys and values
+  double read_roof = 0.0;   ///< bytes per second that the device reads, measured before
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -122,6 +138,10 @@ class Engine {
   virtual void run(int steps) = 0;
 
   virtual CacheSnapshot cache_snapshot(int sequence, int layer) const = 0;
+
+  /// Takes the step after start() apart; what was generated is lost then. Throws Error where that
+  /// is not possible.
+  virtual StepProfile profile_step();
 };
 
 /// Where the weights come from: a checkpoint directory (16/32-bit, or INT8 as `pythia quantize`

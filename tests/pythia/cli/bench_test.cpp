@@ -47,6 +47,7 @@ TEST(Bench, TakesARandomModel) {
 
 TEST(Bench, RefusesModesSizesAndUnknownNames) {
   expect_refusal(run_on_cpu({"bench", "--mode", "int8"}), {"--mode"});
+  expect_refusal(run_on_cpu({"bench", "--profile"}), {"--profile", "GPU"});
   expect_refusal(run_on_cpu({"bench", "--prefill_len", "2000", "--decode_len", "100"}),
                  {"2100", "2048"});
   expect_refusal(run_on_cpu({"bench", "--prefill_len", "0"}), {"--prefill"});
