@@ -36,6 +36,7 @@ struct BenchOptions {
   int batch_size = 1;
   std::uint64_t seed = 0;
   bool profile = false;
+  std::vector<std::string> modes = {"fp16", "int8", "int8-h2o"};
 };
 
 struct Measurement {
@@ -238,7 +239,7 @@ void run_bench(const BenchOptions& options) {
   model.device = chosen_device(options.model) == DeviceType::cuda ? "cuda" : "cpu";
   std::string device;
   auto results = nlohmann::ordered_json::array();
-  for (const char* mode : {"fp16", "int8", "int8-h2o"}) {
+  for (const std::string& mode : options.modes) {
     model.mode = mode;
     const bool evicting = model.mode == "int8-h2o";
     model.cache = evicting ? options.model.cache : CacheOptions{};
@@ -288,6 +289,12 @@ void add_bench(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", options->seed, "of the random prompts")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--modes", options->modes,
+                   "which of fp16, int8 and int8-h2o, separated by commas")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"fp16", "int8", "int8-h2o"}))
       ->capture_default_str();
   command->add_flag(
       "--profile", options->profile,
