@@ -88,7 +88,8 @@ struct CacheSnapshot {
 /// Where the time of a decode step goes.
 struct StepProfile {
   /// All launches of one kind. They follow one another in the step; seconds is by how much the step
-  /// became longer with each of them, so that what a launch hides of others' time is not its own.
+  /// became longer with each of them, so that what others hide of a launch is not counted. Among
+  /// launches that run side by side one may take less than no time; the sum stays the step's.
   struct Part {
     std::string kind;
     int launches = 0;
