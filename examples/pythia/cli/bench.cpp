@@ -6,6 +6,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -34,6 +35,8 @@ struct BenchOptions {
   int decode_length = 1000;
   int batch_size = 1;
   std::uint64_t seed = 0;
+  bool profile = false;
+  std::vector<std::string> modes = {"fp16", "int8", "int8-h2o"};
 };
 
 struct Measurement {
@@ -46,6 +49,7 @@ struct Measurement {
   std::size_t peak_device_bytes = 0;
   std::string device;
   std::string decode_path;
+  std::optional<StepProfile> profile;
 };
 
 template <class Function>
@@ -103,6 +107,10 @@ Measurement measure(const ModelSource& source, const EngineOptions& setup,
   result.step_ms_median = 1e3 * quantile(steps, 0.5);
   result.step_ms_p5 = 1e3 * quantile(steps, 0.05);
   result.step_ms_p95 = 1e3 * quantile(steps, 0.95);
+  if (options.profile) {
+    engine->start(prompts, greedy);
+    result.profile = engine->profile_step();
+  }
   result.peak_device_bytes = engine->peak_device_bytes();
   return result;
 }
@@ -119,6 +127,33 @@ std::string table_row(const Measurement& m) {
 constexpr char kTableHead[] =
     "mode      first tok ms     tokens/s   step ms        p5       p95  peak GPU MiB  decoding\n";
 
+std::string profile_line(const char* name, int launches, double bytes, double seconds,
+                         const StepProfile& profile) {
+  const double rate = seconds > 0.0 ? bytes / seconds : 0.0;
+  char line[160];
+  std::snprintf(line, sizeof(line), "    %-14s %5d %10.2f %10.1f %8.1f%% %12.1f%%\n", name,
+                launches, 1e-6 * bytes, 1e6 * seconds, 100.0 * seconds / profile.seconds,
+                profile.read_roof > 0.0 ? 100.0 * rate / profile.read_roof : 0.0);
+  return line;
+}
+
+std::string profile_table(const StepProfile& profile) {
+  std::string table = "    part       launches         MB         us  of step  of read roof\n";
+  int launches = 0;
+  double seconds = 0.0, bytes = 0.0;
+  for (const StepProfile::Part& part : profile.parts) {
+    table += profile_line(part.kind.c_str(), part.launches, part.bytes, part.seconds, profile);
+    launches += part.launches;
+    bytes += part.bytes;
+    seconds += part.seconds;
+  }
+  table += profile_line("sum", launches, bytes, seconds, profile);
+  table += profile_line("step", 1, profile.bytes, profile.seconds, profile);
+  char roof[64];
+  std::snprintf(roof, sizeof(roof), "    read roof %.0f GB/s\n", 1e-9 * profile.read_roof);
+  return table + roof;
+}
+
 std::string date_utc() {
   const std::time_t now = std::time(nullptr);
   char text[32];
@@ -134,6 +169,29 @@ std::string driver_version() {
   return line;
 }
 
+/// read_limit_share: the time that reading the step's bytes takes at the roof, of its time.
+nlohmann::ordered_json to_json(const StepProfile& profile) {
+  nlohmann::ordered_json json;
+  json["read_roof_bytes_per_s"] = profile.read_roof;
+  json["step_bytes"] = profile.bytes;
+  json["step_us"] = 1e6 * profile.seconds;
+  if (profile.read_roof > 0.0) {
+    json["read_limit_share"] = profile.bytes / profile.read_roof / profile.seconds;
+  }
+  double sum = 0.0;
+  auto parts = nlohmann::ordered_json::array();
+  for (const StepProfile::Part& part : profile.parts) {
+    parts.push_back({{"kind", part.kind},
+                     {"launches", part.launches},
+                     {"bytes", part.bytes},
+                     {"us", 1e6 * part.seconds}});
+    sum += part.seconds;
+  }
+  json["sum_us"] = 1e6 * sum;
+  json["parts"] = parts;
+  return json;
+}
+
 nlohmann::ordered_json to_json(const Measurement& m) {
   nlohmann::ordered_json json;
   json["mode"] = m.mode;
@@ -142,6 +200,7 @@ nlohmann::ordered_json to_json(const Measurement& m) {
   json["tokens_per_second"] = m.tokens_per_second;
   json["step_ms"] = {{"median", m.step_ms_median}, {"p5", m.step_ms_p5}, {"p95", m.step_ms_p95}};
   json["peak_device_bytes"] = m.peak_device_bytes;
+  if (m.profile) json["profile"] = to_json(*m.profile);
   return json;
 }
 
@@ -152,6 +211,9 @@ void run_bench(const BenchOptions& options) {
   }
   if (options.model.cache.policy == "full") {
     throw Error("bench: expected a --policy that evicts, in the place of h2o, found full");
+  }
+  if (options.profile && chosen_device(options.model) != DeviceType::cuda) {
+    throw Error("--profile: expected a GPU, found the host");
   }
   const OutputFile output(options.model.json);
   const ModelSource source = model_source(options.model);
@@ -177,7 +239,7 @@ void run_bench(const BenchOptions& options) {
   model.device = chosen_device(options.model) == DeviceType::cuda ? "cuda" : "cpu";
   std::string device;
   auto results = nlohmann::ordered_json::array();
-  for (const char* mode : {"fp16", "int8", "int8-h2o"}) {
+  for (const std::string& mode : options.modes) {
     model.mode = mode;
     const bool evicting = model.mode == "int8-h2o";
     model.cache = evicting ? options.model.cache : CacheOptions{};
@@ -198,6 +260,7 @@ void run_bench(const BenchOptions& options) {
                    kTableHead);
     }
     write_stdout(table_row(measurement));
+    if (measurement.profile) write_stdout(profile_table(*measurement.profile));
     results.push_back(to_json(measurement));
   }
   json["device"] = device;
@@ -227,6 +290,15 @@ void add_bench(CLI::App& app) {
   command->add_option("--seed", options->seed, "of the random prompts")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command
+      ->add_option("--modes", options->modes,
+                   "which of fp16, int8 and int8-h2o, separated by commas")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"fp16", "int8", "int8-h2o"}))
+      ->capture_default_str();
+  command->add_flag(
+      "--profile", options->profile,
+      "also take the decode step apart: launches, bytes, time, share of the read roof");
   add_model_options(*command, options->model);
   command->final_callback([options] { run_bench(*options); });
 }

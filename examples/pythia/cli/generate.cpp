@@ -58,20 +58,18 @@ class TextStream {
   std::string* text_;
 };
 
+/// options.sampling says which tokens end the text.
 Generation generate(Engine& engine, const Tokenizer& tokenizer,
                     const std::vector<std::int32_t>& prompt, const GenerateOptions& options) {
   Generation result;
   TextStream stream(&result.text);
-  const auto is_end = [&](std::int32_t id) {
-    return id == engine.config().eos_token_id || id == tokenizer.end_of_text();
-  };
   const auto start = Clock::now();
   std::int32_t id = engine.start({prompt}, options.sampling).at(0);
   result.first_token = seconds_since(start);
   engine.expect_next(options.max_new_tokens - 1);
   const auto decode_start = Clock::now();
   for (;;) {
-    result.ended = is_end(id);
+    result.ended = options.sampling.stops_at(id);
     if (result.ended) break;
     result.ids.push_back(id);
     stream.push(tokenizer.bytes(id));
@@ -119,6 +117,8 @@ void run_generate(GenerateOptions options, bool prompt_given) {
   engine_setup.max_tokens = static_cast<int>(prompt_tokens + options.max_new_tokens);
   engine_setup.max_prompt = static_cast<int>(prompt_tokens);
   options.sampling.vocab_limit = std::min(tokenizer.size(), config.vocab_size);
+  options.sampling.stop[0] = config.eos_token_id;
+  options.sampling.stop[1] = tokenizer.end_of_text();
 
   const std::unique_ptr<Engine> engine = make_engine(source, engine_setup);
   const Generation result = generate(*engine, tokenizer, prompt, options);

@@ -76,6 +76,7 @@ class DeviceArena {
   }
 
   std::size_t bytes() const { return bytes_; }
+  const std::byte* data() const { return slab_.data(); }  ///< null before allocate()
 
   /// Throws Error with both figures when the slab and `extra` bytes of passing need do not fit the
   /// device's free memory. The slab is zeroed.

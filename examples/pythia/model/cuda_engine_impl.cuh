@@ -17,9 +17,11 @@
 #include "examples/pythia/model/cuda_graph.hpp"
 #include "examples/pythia/model/cuda_nll.cuh"
 #include "examples/pythia/model/cuda_prefill.cuh"
+#include "examples/pythia/model/cuda_read_roof.cuh"
 #include "examples/pythia/model/cuda_sampling.cuh"
 #include "examples/pythia/model/cuda_snapshot.hpp"
 #include "examples/pythia/model/cuda_state.hpp"
+#include "examples/pythia/model/cuda_step_fork.hpp"
 #include "examples/pythia/model/cuda_token_step.cuh"
 #include "examples/pythia/model/cuda_weights.hpp"
 #include "examples/pythia/model/host_sampler.hpp"
@@ -47,6 +49,7 @@ class CudaEngine final : public Engine {
   void expect_next(int calls) override { expected_ = calls; }
   void run(int steps) override;
   CacheSnapshot cache_snapshot(int sequence, int layer) const override;
+  StepProfile profile_step() override;
 
  private:
   static constexpr int kScoredRows = 256;  // rows of logits [rows, vocab] held at a time
@@ -68,13 +71,16 @@ class CudaEngine final : public Engine {
 
   void plan_buffers();
   void upload_rotary();
-  DecodeStep<T> decode_step() const;
+  DecodeStep<T> decode_step(int batch);
   Prefill<T> prefill() const;
   void upload_prompts(const std::vector<std::vector<std::int32_t>>& prompts, int tokens);
   void begin_scoring(const std::vector<std::int32_t>& ids, int longest, const char* limit_name);
   Scores collect(int first, int nll_count, int argmax_count, const float* last_logits);
   void advance(int batch);
-  void enqueue_step(int batch);
+  void enqueue_step(const LaunchContext& launch, int batch);
+  void enqueue_generation(const LaunchContext& launch, bool greedy);
+  double step_bytes();
+  double graph_seconds(CudaGraph& graph, int replays) const;
   bool chooses_in_kernel() const;
   void capture_step();
   void launch_step();
@@ -106,6 +112,7 @@ class CudaEngine final : public Engine {
   std::string device_name_;
   MemoryMeter meter_;
   CudaStream stream_;
+  SideStream side_;
   LaunchContext launch_;
   DeviceArena arena_;
   CudaWeights<T> weights_;
@@ -113,6 +120,8 @@ class CudaEngine final : public Engine {
   Activations<T> activations_;
   Activations<T> last_;  ///< of the prompts' last tokens
   std::byte* workspace_ = nullptr;
+  std::byte* side_workspace_ = nullptr;  ///< of the products that run on side_
+  std::size_t side_workspace_bytes_ = 0;
   float* inv_freq_ = nullptr;            ///< [rotary_dims / 2]
   std::int32_t* prompt_ids_ = nullptr;   ///< [batch, max_prompt]
   std::int32_t* lengths_ = nullptr;      ///< [layers, batch] of the prompts, of each layer the same
@@ -153,7 +162,7 @@ CudaEngine<T>::CudaEngine(const ModelSource& source, const EngineOptions& option
   plan_buffers();
   arena_.allocate(weight_staging_bytes(), &meter_);
   kv_.bind();
-  token_step_.bind(decode_step(), sampling_target(), stream_.get());
+  token_step_.bind(decode_step(1), sampling_target(), stream_.get());
   launch_.workspace.data = workspace_;
   upload_rotary();
   load_weights(source, *data, config_, &meter_, stream_.get(), &weights_);
@@ -196,6 +205,10 @@ void CudaEngine<T>::plan_buffers() {
   launch_.workspace.bytes =
       std::max({gemm, decode, policy});  // left zero by each call, so they can share it
   arena_.add(&workspace_, launch_.workspace.bytes);
+  side_workspace_bytes_ = waterweight::w8a16_gemm_workspace_bytes(
+      options_.batch_size, config_.intermediate_size, config_.hidden_size, launch_.device);
+  arena_.add(&side_workspace_, side_workspace_bytes_);
+  arena_.add(&activations_.mlp_out, batch * static_cast<std::size_t>(config_.hidden_size));
 }
 
 template <class T>
@@ -205,8 +218,17 @@ void CudaEngine<T>::upload_rotary() {
 }
 
 template <class T>
-DecodeStep<T> CudaEngine<T>::decode_step() const {
-  return {&config_, &weights_, &kv_, activations_, {inv_freq_, config_.rotary_dims},
+DecodeStep<T> CudaEngine<T>::decode_step(int batch) {
+  LayerFork fork;
+  const StepFork shares = step_fork(config_, options_.weights, batch, launch_.device);
+  if (shares.mlp_sms > 0) {
+    fork = {launch_, launch_, &side_};
+    fork.attention.device.sm_count = shares.attention_sms;
+    fork.mlp.device.sm_count = shares.mlp_sms;
+    fork.mlp.stream = side_.get();
+    fork.mlp.workspace = {side_workspace_, side_workspace_bytes_};
+  }
+  return {&config_, &weights_, &kv_, activations_, fork, {inv_freq_, config_.rotary_dims},
           tokens_,  logits_};
 }
 
@@ -256,4 +278,5 @@ void CudaEngine<T>::upload_prompts(const std::vector<std::vector<std::int32_t>>&
 }  // namespace pythia
 
 #include "examples/pythia/model/cuda_engine_generate.cuh"
+#include "examples/pythia/model/cuda_engine_profile.cuh"
 #include "examples/pythia/model/cuda_engine_score.cuh"

@@ -53,9 +53,9 @@ Scores CudaEngine<T>::score(const std::vector<std::int32_t>& ids) {
   int rows = 0;
   for (int first = 0; first < count; first += rows) {
     rows = std::min(kScoredRows, count - first);
-    const float* residual =
+    float* residual =
         activations_.residual + static_cast<std::int64_t>(first) * config_.hidden_size;
-    run_head(launch_, config_, weights_, residual, rows, activations_.attention_in,
+    run_head(launch_, config_, weights_, residual, nullptr, rows, activations_.attention_in,
              scoring_->logits);
     check_cuda(score_rows(scoring_->logits, rows, config_.vocab_size, scoring_->sequence(), nullptr,
                           first, nullptr, launch_.stream),
@@ -77,12 +77,12 @@ Scores CudaEngine<T>::score_decoded(const std::vector<std::int32_t>& ids, int pr
   }
   upload_prompts({{ids.begin(), ids.begin() + prefill_len}}, prefill_len);
   enqueue_prefill(launch_, prefill(), &kv_, 1, prefill_len);
-  run_head(launch_, config_, weights_, last_.residual, 1, last_.attention_in, logits_);
+  run_head(launch_, config_, weights_, last_.residual, nullptr, 1, last_.attention_in, logits_);
   check_cuda(score_rows(logits_, 1, config_.vocab_size, scoring_->sequence(), nullptr,
                         prefill_len - 1, tokens_, launch_.stream),
              "score_rows");
   score_graph_.capture(launch_.stream, [this] {
-    enqueue_step(1);
+    enqueue_step(launch_, 1);
     check_cuda(score_rows(logits_, 1, config_.vocab_size, scoring_->sequence(), kv_.step(), 0,
                           tokens_, launch_.stream),
                "score_rows");

@@ -27,9 +27,8 @@ class CudaStream {
 /// A point in a stream that the host can wait for.
 class CudaEvent {
  public:
-  CudaEvent() {
-    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming),
-               "cudaEventCreateWithFlags");
+  explicit CudaEvent(unsigned flags = cudaEventDisableTiming) {
+    check_cuda(cudaEventCreateWithFlags(&event_, flags), "cudaEventCreateWithFlags");
   }
   ~CudaEvent() { cudaEventDestroy(event_); }
   CudaEvent(const CudaEvent&) = delete;
@@ -39,9 +38,43 @@ class CudaEvent {
     check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
   }
   void synchronize() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+  cudaEvent_t get() const { return event_; }
+
+  /// Between two events made with cudaEventDefault, once this one has come.
+  double seconds_since(const CudaEvent& start) const {
+    float milliseconds = 0.0f;
+    check_cuda(cudaEventElapsedTime(&milliseconds, start.event_, event_), "cudaEventElapsedTime");
+    return 1e-3 * static_cast<double>(milliseconds);
+  }
 
  private:
   cudaEvent_t event_ = nullptr;
+};
+
+/// A second stream whose work runs beside that of the first, from a point of it to another.
+/// Captured, it becomes branches of the graph.
+class SideStream {
+ public:
+  cudaStream_t get() const { return stream_.get(); }
+
+  /// What is enqueued on the side from here on comes after what `main` holds now.
+  void fork(cudaStream_t main) {
+    forked_.record(main);
+    wait(stream_.get(), forked_);
+  }
+  /// What is enqueued on `main` from here on comes after what the side holds now.
+  void join(cudaStream_t main) {
+    joined_.record(stream_.get());
+    wait(main, joined_);
+  }
+
+ private:
+  static void wait(cudaStream_t stream, const CudaEvent& event) {
+    check_cuda(cudaStreamWaitEvent(stream, event.get(), 0), "cudaStreamWaitEvent");
+  }
+
+  CudaStream stream_;
+  CudaEvent forked_, joined_;
 };
 
 class CudaGraph {

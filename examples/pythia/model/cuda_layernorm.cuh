@@ -60,15 +60,21 @@ class LayerNormColumns {
 /// way while this one is summed up.
 template <class T, int E>
 __global__ void __launch_bounds__(kLayerNormThreads, E <= 10 ? 2 : 1)
-    layernorm_kernel(const float* x, int rows, int hidden, float eps, LayerNormOutput<T> first,
-                     LayerNormOutput<T> second) {
+    layernorm_kernel(float* x, const float* addend, int rows, int hidden, float eps,
+                     LayerNormOutput<T> first, LayerNormOutput<T> second) {
   float next[E];
   const auto load = [&](int row) {
-    const float* const source = x + static_cast<std::int64_t>(row) * hidden;
+    const std::int64_t begin = static_cast<std::int64_t>(row) * hidden;
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       const int i = static_cast<int>(threadIdx.x) + j * kLayerNormThreads;
-      next[j] = i < hidden ? source[i] : 0.0f;
+      next[j] = i < hidden ? x[begin + i] : 0.0f;
+    }
+    if (addend == nullptr) return;
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kLayerNormThreads;
+      if (i < hidden) next[j] += addend[begin + i];
     }
   };
   int row = static_cast<int>(blockIdx.x);
@@ -81,6 +87,13 @@ __global__ void __launch_bounds__(kLayerNormThreads, E <= 10 ? 2 : 1)
     for (int j = 0; j < E; ++j) {
       value[j] = next[j];
       sum += value[j];
+    }
+    if (addend != nullptr) {
+#pragma unroll
+      for (int j = 0; j < E; ++j) {
+        const int i = static_cast<int>(threadIdx.x) + j * kLayerNormThreads;
+        if (i < hidden) x[static_cast<std::int64_t>(row) * hidden + i] = value[j];
+      }
     }
     if (row + static_cast<int>(gridDim.x) < rows) load(row + static_cast<int>(gridDim.x));
     const float mean = block_sum(sum) / static_cast<float>(hidden);
@@ -98,7 +111,7 @@ __global__ void __launch_bounds__(kLayerNormThreads, E <= 10 ? 2 : 1)
 }
 
 template <class T, int E>
-cudaError_t launch_layernorm(const float* x, int rows, int hidden, float eps,
+cudaError_t launch_layernorm(float* x, const float* addend, int rows, int hidden, float eps,
                              LayerNormOutput<T> first, LayerNormOutput<T> second,
                              cudaStream_t stream) {
   // What an H200 runs at once, for rows of 2560: a block then keeps its weights for several rows.
@@ -106,18 +119,19 @@ cudaError_t launch_layernorm(const float* x, int rows, int hidden, float eps,
   const int blocks = std::min(rows, kMostBlocks);
   return waterweight::detail::launch_following(layernorm_kernel<T, E>,
                                                static_cast<unsigned>(blocks), kLayerNormThreads, 0,
-                                               stream, x, rows, hidden, eps, first, second);
+                                               stream, x, addend, rows, hidden, eps, first, second);
 }
 
 /// Normalises the rows of x [rows, hidden] once and writes them through one or two pairs of
-/// weights: the parallel residual needs both of the same input. All device memory; x must not
-/// overlap the outputs. hidden: at most 8192, else cudaErrorInvalidValue.
+/// weights: the parallel residual needs both of the same input. addend, unless null: [rows, hidden]
+/// that is added to x beforehand, and x written back. All device memory; x, addend and the outputs
+/// must not overlap. hidden: at most 8192, else cudaErrorInvalidValue.
 template <class T>
-cudaError_t layernorm(const float* x, int rows, int hidden, float eps, LayerNormOutput<T> first,
-                      LayerNormOutput<T> second, cudaStream_t stream) {
+cudaError_t layernorm(float* x, const float* addend, int rows, int hidden, float eps,
+                      LayerNormOutput<T> first, LayerNormOutput<T> second, cudaStream_t stream) {
   const auto launch = [&](auto elements) {
-    return launch_layernorm<T, decltype(elements)::value>(x, rows, hidden, eps, first, second,
-                                                          stream);
+    return launch_layernorm<T, decltype(elements)::value>(x, addend, rows, hidden, eps, first,
+                                                          second, stream);
   };
   const int elements = (hidden + kLayerNormThreads - 1) / kLayerNormThreads;
   if (elements <= 4) return launch(std::integral_constant<int, 4>{});

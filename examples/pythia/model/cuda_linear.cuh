@@ -8,6 +8,7 @@
 
 #include "examples/pythia/io/config.hpp"
 #include "examples/pythia/model/cuda_check.hpp"
+#include "examples/pythia/model/cuda_launch_log.hpp"
 #include "examples/pythia/model/cuda_weights.hpp"
 
 namespace pythia {
@@ -17,7 +18,24 @@ struct LaunchContext {
   waterweight::device_info device;
   waterweight::workspace workspace;
   cudaStream_t stream = nullptr;
+  LaunchLog* log = nullptr;  ///< of a step that is being measured
+
+  /// Does what launch() does, in a step that is being measured only if it is one of the first.
+  /// bytes: what it must read and write at least.
+  template <class Launch>
+  void run(const char* kind, double bytes, const Launch& launch) const {
+    if (log == nullptr || log->take(kind, bytes)) launch();
+  }
 };
+
+/// What a product must move: weights, scales, biases, `rows` of input and of output.
+template <class T>
+double linear_bytes(const CudaLinear<T>& linear, int rows) {
+  const double n = linear.n, k = linear.k;
+  const double weights =
+      linear.quantized != nullptr ? n * k + sizeof(float) * n : sizeof(T) * n * k;
+  return weights + sizeof(T) * (linear.bias != nullptr ? n : 0) + sizeof(T) * rows * (n + k);
+}
 
 /// y[rows, n] = epilogue(x[rows, k] W^T). x and y are contiguous. Weights are never written after
 /// loading, so they may be read early. One token and INT8 weights are multiplied in fixed point,

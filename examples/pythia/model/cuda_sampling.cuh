@@ -26,13 +26,18 @@ constexpr double kMassUnit = 1099511627776.0;  // 2^40
 /// Where sampled tokens go, and what is asked. All device-visible memory.
 struct SamplingTarget {
   const SamplingOptions* options = nullptr;  ///< one; vocab_limit already resolved
-  std::int32_t* tokens = nullptr;            ///< [batch]: fed by the next step
+  std::int32_t* tokens = nullptr;            ///< [batch]: fed by this step, then by the next
   std::int32_t* seen =
       nullptr;        ///< [seen_rows, batch] host memory: the same, -1 if no finite logit
   int seen_rows = 1;  ///< a token goes to the row of its position modulo this
 
   __device__ __forceinline__ void put(int sequence, int batch, int position, int token,
                                       bool finite) const {
+    const std::int32_t fed = tokens[sequence];
+    if (options->stops_at(fed)) {
+      token = fed;
+      finite = true;
+    }
     tokens[sequence] = token;
     seen[position % seen_rows * batch + sequence] = finite ? token : -1;
   }

@@ -22,6 +22,7 @@ struct Activations {
   T* qkv = nullptr;            ///< [rows of one or of several layers, heads, 3, head_dim]
   T* attention_out = nullptr;  ///< [rows, hidden]
   T* mlp = nullptr;            ///< [rows, intermediate]
+  float* mlp_out = nullptr;    ///< [rows, hidden] of a forked layer; not planned here
 
   void plan(const Config& config, std::size_t rows, std::size_t qkv_rows, DeviceArena* arena) {
     const auto hidden = static_cast<std::size_t>(config.hidden_size);

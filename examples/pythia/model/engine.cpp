@@ -49,6 +49,10 @@ EngineOptions checked(const EngineOptions& options) {
   return options;
 }
 
+StepProfile Engine::profile_step() {
+  throw Error("profile: expected a GPU, found " + device_name());
+}
+
 std::unique_ptr<Engine> make_engine(const ModelSource& source, const EngineOptions& options) {
   return options.device == DeviceType::cuda ? make_cuda_engine(source, options)
                                             : make_host_engine(source, options);

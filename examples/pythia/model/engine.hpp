@@ -64,6 +64,12 @@ struct SamplingOptions {
   float top_p = 1.0f;        ///< 1: all
   std::uint64_t seed = 0;
   int vocab_limit = 0;  ///< ids at or above are never chosen; 0: the config's vocab_size
+  /// Ids that end a sequence, which repeats them from there on; negative: none.
+  std::int32_t stop[2] = {-1, -1};
+
+  WATERWEIGHT_HOST_DEVICE bool stops_at(std::int32_t id) const {
+    return id >= 0 && (id == stop[0] || id == stop[1]);
+  }
 };
 
 /// The answer to a teacher-forced pass over n tokens.
@@ -77,6 +83,23 @@ struct Scores {
 struct CacheSnapshot {
   std::vector<std::vector<std::int32_t>> positions;  ///< [heads][kept]
   std::vector<std::vector<float>> scores;            ///< [heads][kept]
+};
+
+/// Where the time of a decode step goes.
+struct StepProfile {
+  /// All launches of one kind. They follow one another in the step; seconds is by how much the step
+  /// became longer with each of them, so that what others hide of a launch is not counted. Among
+  /// launches that run side by side one may take less than no time; the sum stays the step's.
+  struct Part {
+    std::string kind;
+    int launches = 0;
+    double bytes = 0.0;  ///< that must be read and written at least
+    double seconds = 0.0;
+  };
+  std::vector<Part> parts;  ///< in the order of their first launches
+  double seconds = 0.0;     ///< of a step, measured apart from the parts
+  double bytes = 0.0;       ///< weights, live keys and values
+  double read_roof = 0.0;   ///< bytes per second that the device reads, measured before
 };
 
 class Engine {
@@ -116,6 +139,10 @@ class Engine {
   virtual void run(int steps) = 0;
 
   virtual CacheSnapshot cache_snapshot(int sequence, int layer) const = 0;
+
+  /// Takes the step after start() apart; what was generated is lost then. Throws Error where that
+  /// is not possible.
+  virtual StepProfile profile_step();
 };
 
 /// Where the weights come from: a checkpoint directory (16/32-bit, or INT8 as `pythia quantize`

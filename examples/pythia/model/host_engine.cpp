@@ -185,6 +185,7 @@ std::vector<std::int32_t> HostEngine::next() {
   if (current_.empty()) throw Error("next(): expected a prompt before it, found none");
   const std::vector<float> logits = decode(current_);
   for (int b = 0; b < options_.batch_size; ++b) {
+    if (sampling_.stops_at(current_[b])) continue;
     current_[b] = sample_token(logits.data() + std::int64_t{b} * config_.vocab_size,
                                config_.vocab_size, sampling_, b, cache_.step(b));
   }

@@ -39,6 +39,18 @@ TEST(Bench, RunsTheThreeModesInOneRun) {
   }
 }
 
+TEST(Bench, RunsTheModesThatAreAskedFor) {
+  const TempDir dir;
+  const std::string result_file = dir.path() / "result.json";
+  const Outcome outcome = run_on_cpu({"bench", "--prefill_len", "4", "--decode_len", "2", "--modes",
+                                      "int8-h2o,int8", "--json", result_file});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const json results = json_of(result_file)["results"];
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[0]["mode"], "int8-h2o");
+  EXPECT_EQ(results[1]["mode"], "int8");
+}
+
 TEST(Bench, TakesARandomModel) {
   const Outcome outcome =
       run_on_cpu({"bench", "--model", "random:14m", "--prefill_len", "4", "--decode_len", "2"});
@@ -47,6 +59,8 @@ TEST(Bench, TakesARandomModel) {
 
 TEST(Bench, RefusesModesSizesAndUnknownNames) {
   expect_refusal(run_on_cpu({"bench", "--mode", "int8"}), {"--mode"});
+  expect_refusal(run_on_cpu({"bench", "--profile"}), {"--profile", "GPU"});
+  expect_refusal(run_on_cpu({"bench", "--modes", "fp16,int4"}), {"--modes", "int4"});
   expect_refusal(run_on_cpu({"bench", "--prefill_len", "2000", "--decode_len", "100"}),
                  {"2100", "2048"});
   expect_refusal(run_on_cpu({"bench", "--prefill_len", "0"}), {"--prefill"});

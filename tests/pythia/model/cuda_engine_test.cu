@@ -74,6 +74,49 @@ TEST_F(CudaEngineTest, RunThenNextEqualsNextAlone) {
   EXPECT_EQ(all[19], engine->next()[0]);
 }
 
+TEST_F(CudaEngineTest, AStopTokenEndsItsSequenceAlone) {
+  const std::vector<Ids> prompts = {golden_prompt(), arbitrary_ids(9, 2048, 3)};
+  for (EngineOptions options : kModes) {
+    options.batch_size = 2;
+    const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+    host_test::expect_stop_token_honoured(*engine, prompts);
+  }
+  EngineOptions options = kModes[3];  // in one launch per token
+  options.device = pythia::DeviceType::cuda;
+  const auto engine = pythia::make_cuda_engine({host_test::tiny_neox(), ""}, options);
+  host_test::expect_stop_token_honoured(*engine, {golden_prompt()});
+}
+
+TEST_F(CudaEngineTest, AProfileNamesEveryLaunchAndAddsUpToTheStep) {
+  for (EngineOptions options : kModes) {
+    options.recent = 24;
+    options.heavy = 8;
+    options.batch_size = 2;
+    const auto engine = cuda_test::engine(host_test::tiny_neox(), options);
+    const std::vector<Ids> prompts(2, golden_prompt());
+    const Ids tokens = engine->start(prompts, {});
+    const Ids next = engine->next();
+    const pythia::StepProfile profile = engine->profile_step();
+    double sum = 0.0;
+    int launches = 0;
+    for (const auto& part : profile.parts) {
+      sum += part.seconds;
+      launches += part.launches;
+      if (part.kind == "attention" || part.kind == "qkv" || part.kind == "down") {
+        EXPECT_EQ(part.launches, engine->config().num_layers) << part.kind;
+        EXPECT_GT(part.bytes, 0.0) << part.kind;
+      }
+    }
+    EXPECT_GE(launches, 6 * engine->config().num_layers);
+    EXPECT_GT(profile.seconds, 0.0);
+    EXPECT_GT(profile.bytes, 0.0);
+    EXPECT_NEAR(sum / profile.seconds, 1.0, 0.5);  // of a step of some microseconds
+    expect_error([&] { engine->next(); }, {"start"});
+    EXPECT_EQ(engine->start(prompts, {}), tokens);
+    EXPECT_EQ(engine->next(), next);
+  }
+}
+
 TEST_F(CudaEngineTest, ComputingAheadChangesNoToken) {
   const int count = 15;
   std::vector<EngineOptions> cases = kModes;

@@ -51,7 +51,7 @@ TEST_F(PythiaKernels, LayerNormOfAnyWidthThroughTwoWeights) {
     DeviceBuffer<float> dx(x), dw(weight), db(bias), dother(other);
     DeviceBuffer<__half> first(rows * size), second(rows * size);
     const float eps = 1e-5f;
-    ASSERT_CUDA(pythia::layernorm<__half>(dx.data(), rows, hidden, eps,
+    ASSERT_CUDA(pythia::layernorm<__half>(dx.data(), nullptr, rows, hidden, eps,
                                           {dw.data(), db.data(), first.data()},
                                           {dother.data(), db.data(), second.data()}, stream));
     ASSERT_CUDA(cudaStreamSynchronize(stream));
@@ -69,8 +69,37 @@ TEST_F(PythiaKernels, LayerNormOfAnyWidthThroughTwoWeights) {
   }
 }
 
+TEST_F(PythiaKernels, LayerNormOfASumKeepsTheSum) {
+  std::mt19937 random(9);
+  for (const int hidden : {7, 160, 2560}) {
+    const int rows = hidden == 160 ? 803 : 3;
+    const auto size = static_cast<std::size_t>(hidden);
+    const auto x = test::random_normal<float>(rows * size, 3.0f, random);
+    const auto addend = test::random_normal<float>(rows * size, 2.0f, random);
+    const auto weight = test::random_normal<float>(size, 1.0f, random);
+    const auto bias = test::random_normal<float>(size, 1.0f, random);
+    std::vector<float> sum(x);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += addend[i];
+    DeviceBuffer<float> dx(x), da(addend), dsum(sum), dw(weight), db(bias);
+    DeviceBuffer<__half> out(rows * size), expected(rows * size);
+    const auto normalise = [&](float* from, const float* added, __half* to) {
+      return pythia::layernorm<__half>(from, added, rows, hidden, 1e-5f, {dw.data(), db.data(), to},
+                                       {}, stream);
+    };
+    ASSERT_CUDA(normalise(dx.data(), da.data(), out.data()));
+    ASSERT_CUDA(normalise(dsum.data(), nullptr, expected.data()));
+    ASSERT_CUDA(cudaStreamSynchronize(stream));
+    EXPECT_EQ(dx.download(), sum);
+    EXPECT_EQ(da.download(), addend);
+    const auto a = out.download(), b = expected.download();
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      ASSERT_EQ(__half2float(a[i]), __half2float(b[i])) << hidden << " " << i;
+    }
+  }
+}
+
 TEST_F(PythiaKernels, LayerNormRefusesRowsThatDoNotFitABlock) {
-  EXPECT_EQ(pythia::layernorm<__half>(nullptr, 1, 8193, 1e-5f, {}, {}, stream),
+  EXPECT_EQ(pythia::layernorm<__half>(nullptr, nullptr, 1, 8193, 1e-5f, {}, {}, stream),
             cudaErrorInvalidValue);
 }
 

@@ -47,6 +47,12 @@ SamplingOptions warm(std::uint64_t seed) {
   return sampling;
 }
 
+TEST(HostEngine, AStopTokenEndsItsSequenceAlone) {
+  EngineOptions options = with_policy(Policy::h2o);
+  options.batch_size = 2;
+  host_test::expect_stop_token_honoured(*engine(options), {counting(3, 5), counting(50, 9)});
+}
+
 TEST(HostEngine, ARaggedBatchGivesEachSequenceWhatItGetsAlone) {
   const std::vector<Ids> prompts{counting(3, 1), counting(50, 9), counting(90, 10),
                                  counting(4, 31)};

@@ -1,6 +1,8 @@
 // What the tests of the host path share: the golden answers, engines over test models, comparisons.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
@@ -56,6 +58,34 @@ inline Ids generate(pythia::Engine& engine, const Ids& prompt, int count,
   Ids tokens = engine.start({prompt}, sampling);
   while (static_cast<int>(tokens.size()) < count) tokens.push_back(engine.next()[0]);
   return tokens;
+}
+
+/// A token that the first sequence comes to ends it, and others only where they come to it: a
+/// sequence that has ended repeats its last token. That holds for a first token too.
+inline void expect_stop_token_honoured(pythia::Engine& engine, const std::vector<Ids>& prompts) {
+  constexpr std::size_t kSteps = 16;
+  const auto steps = [&](const pythia::SamplingOptions& sampling) {
+    std::vector<Ids> tokens{engine.start(prompts, sampling)};
+    engine.expect_next(kSteps);
+    while (tokens.size() <= kSteps) tokens.push_back(engine.next());
+    return tokens;
+  };
+  const std::vector<Ids> endless = steps({});
+  for (const std::size_t end : {std::size_t{0}, std::size_t{6}}) {
+    pythia::SamplingOptions sampling;
+    sampling.stop[1] = endless[end][0];
+    const std::vector<Ids> found = steps(sampling);
+    for (std::size_t b = 0; b < prompts.size(); ++b) {
+      bool ended = false;
+      for (std::size_t i = 0; i <= kSteps; ++i) {
+        EXPECT_EQ(found[i][b], ended ? sampling.stop[1] : endless[i][b]) << b << " " << i;
+        ended = ended || endless[i][b] == sampling.stop[1];
+      }
+      EXPECT_TRUE(ended || b > 0);
+    }
+    // Nothing of it is left behind.
+    EXPECT_EQ(steps({}), endless);
+  }
 }
 
 }  // namespace host_test
