@@ -118,8 +118,8 @@ __device__ __forceinline__ int column_offset_slot(int query) {
 /// Adds exp(score - lse) of a tile of queries to the sums of a warp's keys; lane = 4 * g + t keeps
 /// its share of keys g and g + 8 of each group. matrices, offsets: where this lane reads the B
 /// fragments and the offsets (-lse in powers of two) of the first 16 queries. Sixteen queries at a
-/// time, in a loop: other warps' products run beside the exponentials of this one. Exponentials and
-/// loads from shared memory share a queue: the offsets are loaded at once, and ahead of all else.
+/// time, in a loop: other warps' products run beside the exponentials of this one. The offsets are
+/// loaded at once and ahead of all else, which took 42 us where two loads in between took 46.
 /// With Masked, queries above a key give it nothing: `ahead` is this lane's first query (2t) less
 /// its first key (g).
 template <bool Masked, class T, int HeadDim>
