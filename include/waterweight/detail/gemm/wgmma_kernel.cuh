@@ -130,7 +130,22 @@ struct wgmma_consumer {
   wgmma_ring<Element, Tile> ring;
   int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
+  float scales[2];         ///< of this thread's two channels
   float d[P.tokens / 2];
+
+  /// The first of this thread's channels of a tile; the other is 8 further.
+  __device__ __forceinline__ static int channel(int row0) {
+    return row0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+  }
+
+  /// Reads what the sums of a tile will be multiplied by: early, for memory is far.
+  template <class Output>
+  __device__ __forceinline__ void load_scales(const Output& output, int row0) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      scales[half] = kUnit * output.scale(channel(row0) + 8 * half);
+    }
+  }
 
   /// The calling warp has read the stage before the current one: tells whoever writes to it.
   __device__ __forceinline__ void release() const {
@@ -268,8 +283,7 @@ struct wgmma_consumer {
     constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
-    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
+    const int n = channel(row0);
     const bool leader = threadIdx.x % 128 == 0;
     const int barrier = 1 + threadIdx.x / 128;
 #pragma unroll kUnrolled
@@ -307,8 +321,7 @@ struct wgmma_consumer {
     constexpr int kGroups = P.chunk / 8;
     constexpr int kTogether = 4;  // what the epilogue reads for these is read together
     const int n0 = row0 + threadIdx.x / 128 * 64;
-    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
+    const int n = channel(row0);
     const int barrier = 1 + threadIdx.x / 128;
     const wgmma_staging<Out, P.chunk> place{staging};
     mbarrier_wait(parts.barrier, 0);
@@ -419,6 +432,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
       std::byte* const staging =
           dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
+      consumer.load_scales(output, s.row0);
       consumer.accumulate(s.end - s.begin);
       if (splits == 1) {
         consumer.store(staging, output, y_map, s.row0, s.token0);
