@@ -328,15 +328,12 @@ struct wgmma_consumer {
     if (n0 >= output.w.rows) return;
     for (int begin = 0; begin < parts.owned(); begin += kGroups) {
       const int count = min(kGroups, parts.owned() - begin);
-      const int m0 = token0 + 8 * (parts.first_group(parts.rank) + begin);
+      const int m0 = token0 + 8 * (parts.first_group() + begin);
       if (begin > 0) named_barrier(barrier, 128);
 #pragma unroll 1
       for (int group = 0; group < count; group += kTogether) {
         float sums[4 * kTogether];
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          parts.add(sums + 4 * i, min(begin + group + i, parts.owned() - 1));
-        }
+        parts.add(sums, begin + group);
         place.write(sums, 8 * group, [&](float sum, int half, int token) {
           return output.finish(sum, scales[half], m0 + token, n + 8 * half);
         });
@@ -432,14 +429,16 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
       std::byte* const staging =
           dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
+      const int share = splits > 1 ? wgmma_parts<Tile>::share_of(splits) : 0;
       consumer.load_scales(output, s.row0);
       consumer.accumulate(s.end - s.begin);
       if (splits == 1) {
         consumer.store(staging, output, y_map, s.row0, s.token0);
       } else {
         const int tokens = min(policy.tokens, output.m_count - s.token0);
-        const wgmma_parts<Tile> parts{schedule.rank, splits, (tokens + 7) / 8, first_stage,
-                                      first_barrier + 16 * layout.stages};
+        const wgmma_parts<Tile> parts{schedule.rank,    splits,
+                                      (tokens + 7) / 8, share,
+                                      first_stage,      first_barrier + 16 * layout.stages};
         if (threadIdx.x == 0) parts.expect();
         // The others' stages, where sums go, have been read.
         cluster_arrive_relaxed();
