@@ -56,7 +56,8 @@ class PrefillTest : public test::GpuTest {
           EXPECT_TRUE(test::same_bits(first_sums, got_sums)) << "sums differ from run to run";
         });
 
-    // A device of one SM takes the tiles of long prompts, and the sums may be asked for later.
+    // A device of one SM takes the tiles and teams of long prompts, and the sums may be asked for
+    // later.
     waterweight::device_info small = device;
     small.sm_count = 1;
     out.poison();
@@ -64,8 +65,11 @@ class PrefillTest : public test::GpuTest {
     sums.poison();
     const std::int32_t* const some_lengths = lengths.empty() ? nullptr : d_lengths.data();
     ASSERT_CUDA(waterweight::h2o_prefill_attention(small, q.device(), k.device(), v.device(),
-                                                   some_lengths, out.device(), lse.data(), nullptr,
-                                                   stream));
+                                                   some_lengths, out.device(), lse.data(),
+                                                   sums.data(), stream));
+    ASSERT_CUDA(cudaStreamSynchronize(stream));
+    EXPECT_TRUE(test::same_bits(first_sums, sums.download())) << "sums differ with the teams";
+    sums.poison();
     ASSERT_CUDA(waterweight::h2o_column_sums(q.device(), k.device(), some_lengths, lse.data(),
                                              sums.data(), stream));
     ASSERT_CUDA(cudaStreamSynchronize(stream));
@@ -142,6 +146,7 @@ TYPED_TEST(PrefillTest, GroupedQueriesShareKeys) {
   std::mt19937 generator(22);
   this->check({2, 77, 6, 2, 64}, {}, 1.0f, generator);
   this->check({1, 100, 8, 1, 80}, {}, 1.0f, generator);
+  this->check({1, 730, 3, 1, 80}, {}, 1.0f, generator);  // parts that end in the midst of a head
 }
 
 TYPED_TEST(PrefillTest, RaggedLengths) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include <waterweight/config.hpp>
+#include <waterweight/detail/arch/named_barrier.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
@@ -52,16 +53,6 @@ __device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32
         : "r"(barrier), "r"(parity)
         : "memory");
   } while (done == 0);
-}
-
-/// Barrier `id` (1 to 15) among `threads` threads of the block: whole warps.
-__device__ __forceinline__ void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// The same without waiting: what this thread wrote before is there for those who wait.
-__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ int cluster_rank() {

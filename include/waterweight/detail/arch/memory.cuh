@@ -29,12 +29,32 @@ __device__ __forceinline__ void prefetch_l2(const void* pointer) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
 }
 
+/// Four fp32 words at a 16-byte aligned address of shared memory.
+__device__ __forceinline__ float4 load_shared(std::uint32_t address) {
+  float4 value;
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+
+/// One fp32 word to an address of shared memory.
+__device__ __forceinline__ void store_shared(std::uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
 /// Starts a copy of 16 bytes of which the first `source_bytes` (0 to 16) come from global memory
 /// and the rest are zeros. Both addresses 16-byte aligned; with 0 the source is not touched.
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global, int source_bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(source_bytes)
+__device__ __forceinline__ void cp_async_16(std::uint32_t shared, const void* global,
+                                            int source_bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(source_bytes)
                : "memory");
+}
+
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, int source_bytes) {
+  cp_async_16(shared_address(shared), global, source_bytes);
 }
 
 /// The same where `active`; elsewhere nothing happens.

@@ -177,11 +177,12 @@ class split_books {
   bool may_leave_[kSlots];
 };
 
-/// The best of the splits' candidates leaves; the others get the score and the position that their
-/// split has not written. keys, slots [splits].
+/// The best of the splits' candidates leaves; the others get what their split has not written: the
+/// score, and the position if the slot is `fresh`. A position that stands is not written again, as
+/// a lone word costs the memory as much as a row of scores. keys, slots [splits].
 __device__ __forceinline__ void evict_candidate(const h2o_bookkeeping& head,
                                                 const unsigned long long* keys, const int* slots,
-                                                int splits) {
+                                                int splits, int fresh) {
   const int lane = threadIdx.x % 32;
   const unsigned long long own = lane < splits ? keys[lane] : kNoVictim;
   const unsigned long long winner = warp_min_key(own);
@@ -194,7 +195,7 @@ __device__ __forceinline__ void evict_candidate(const h2o_bookkeeping& head,
     *head.free_slot = slot;
   } else {
     const auto order = static_cast<std::uint32_t>(own >> 32);
-    head.position[slot] = static_cast<std::int32_t>(own);
+    if (slot == fresh) head.position[slot] = static_cast<std::int32_t>(own);
     head.score[slot] = order == 0 ? __uint_as_float(0x7fffffffu) : from_ordered_score(order);
   }
 }

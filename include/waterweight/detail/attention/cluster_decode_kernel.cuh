@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
       books.store(live, fresh, holds && candidate.key != kNoVictim ? candidate.slot : -1);
       if (merges) {
         mbarrier_wait(candidates_there, 0);
-        evict_candidate(head, candidate_keys, candidate_slots, splits);
+        evict_candidate(head, candidate_keys, candidate_slots, splits, fresh);
       }
     } else if (scored) {
       books.store(live, fresh);

@@ -50,6 +50,25 @@ bool valid_column_sums(const heads_view<const T>& q, const float* lse) {
   return lse != nullptr && ceil_div(q.tokens, kColumnKeys) <= 65535;
 }
 
+/// early: the kernel ahead in the stream is one that reads q and k as they are.
+template <class T>
+cudaError_t enqueue_column_sums(int sm_count, const heads_view<const T>& q,
+                                const heads_view<const T>& k, const std::int32_t* lengths,
+                                const float* lse, float* column_sums, bool early,
+                                cudaStream_t stream) {
+  return dispatch_head_dim(q.head_dim, [&](auto dim) {
+    constexpr int kHeadDim = decltype(dim)::value;
+    const std::int64_t key_tiles = ceil_div(q.tokens, kColumnKeys);
+    const bool one_each = key_tiles * k.heads * q.batch <= sm_count;
+    const int teams = one_each ? kColumnMostTeams<kHeadDim> : kColumnFewestTeams;
+    return launch_following(column_sum_kernel<T, kHeadDim>,
+                            dim3(static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch),
+                                 static_cast<unsigned>(key_tiles)),
+                            teams * kColumnTeamThreads, column_shared_bytes<kHeadDim>(teams),
+                            stream, q, k, lengths, lse, column_sums, prefill_scale_log2(q), early);
+  });
+}
+
 template <class T>
 cudaError_t launch_column_sums(const heads_view<const T>& q, const heads_view<const T>& k,
                                const std::int32_t* lengths, const float* lse, float* column_sums,
@@ -58,14 +77,12 @@ cudaError_t launch_column_sums(const heads_view<const T>& q, const heads_view<co
   if (!valid_prompt_attention(q, k, k) || !valid_column_sums(q, lse) || column_sums == nullptr) {
     return cudaErrorInvalidValue;
   }
-  return dispatch_head_dim(q.head_dim, [&](auto dim) {
-    constexpr int kHeadDim = decltype(dim)::value;
-    return launch_following(column_sum_kernel<T, kHeadDim>,
-                            dim3(static_cast<unsigned>(k.heads), static_cast<unsigned>(q.batch),
-                                 static_cast<unsigned>(ceil_div(q.tokens, kColumnKeys))),
-                            kColumnThreads, kColumnSharedBytes<kHeadDim>, stream, q, k, lengths,
-                            lse, column_sums, prefill_scale_log2(q));
-  });
+  int ordinal = 0, sm_count = 0;
+  cudaError_t status = cudaGetDevice(&ordinal);
+  if (status != cudaSuccess) return status;
+  status = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, ordinal);
+  if (status != cudaSuccess) return status;
+  return enqueue_column_sums(sm_count, q, k, lengths, lse, column_sums, false, stream);
 }
 
 template <class T, int HeadDim, bool Few>
@@ -103,7 +120,8 @@ cudaError_t launch_prefill(const device_info& device, const heads_view<const T>&
     return enqueue_prefill<T, kHeadDim, false>(q, k, v, lengths, out, lse, stream);
   });
   if (status != cudaSuccess || column_sums == nullptr) return status;
-  return launch_column_sums<T>(q, k, lengths, lse, column_sums, stream);
+  // The kernel ahead has waited for those that made q and k before it let this one start.
+  return enqueue_column_sums(device.sm_count, q, k, lengths, lse, column_sums, true, stream);
 }
 
 template <class T>

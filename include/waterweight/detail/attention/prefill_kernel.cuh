@@ -45,9 +45,8 @@ inline constexpr int kPrefillSharedBytes = (forward_tile<HeadDim, Few>().rows() 
                                             4 * forward_tile<HeadDim, Few>().columns) *
                                            kPaddedHeadDim<HeadDim> * 2;
 
-/// scores[r][j] = rows 16 * r .. of the warp's row operand times columns 8 * j .. of `tile`: the
-/// part of S = A B^T that both attention kernels share. `first_row` is the warp's first row in
-/// `row_tile`, whose fragments are in `kept` if the policy keeps them.
+/// scores[r][j] += rows 16 * r .. of the warp's queries times keys 8 * j .. of `tile`. `first_row` is
+/// the warp's first row in `row_tile`, whose fragments are in `kept` if the policy keeps them.
 template <class T, int HeadDim, int RowTiles, int Columns, bool Kept>
 __device__ __forceinline__ void multiply_tile(
     float (&scores)[RowTiles][Columns / 8][4],
