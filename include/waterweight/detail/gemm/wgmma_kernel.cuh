@@ -21,101 +21,13 @@
 #include <waterweight/detail/arch/wgmma.cuh>
 #include <waterweight/detail/gemm/wgmma_output.cuh>
 #include <waterweight/detail/gemm/wgmma_parts.cuh>
+#include <waterweight/detail/gemm/wgmma_producer.cuh>
 #include <waterweight/detail/gemm/wgmma_schedule.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-/// The ring of stages in shared memory and where in it a warp is. A stage holds its part of W, then
-/// blocks of X.
-template <class Element, wgmma_tile Tile>
-struct wgmma_ring {
-  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
-
-  std::uint32_t first, first_barrier;    ///< shared addresses
-  std::uint32_t stage = first;           ///< of the current stage
-  std::uint32_t filled = first_barrier;  ///< of its barriers: filled, then free
-  std::uint32_t parity = 0;
-
-  __device__ __forceinline__ std::uint32_t x(int block) const {
-    return stage + L.w_bytes + block * L.x_bytes;
-  }
-  __device__ __forceinline__ std::uint32_t free() const { return filled + 8; }
-
-  __device__ __forceinline__ void advance() {
-    stage += L.stage_bytes();
-    filled += 16;
-    if (filled == first_barrier + 16 * L.stages) {
-      stage = first;
-      filled = first_barrier;
-      parity ^= 1;
-    }
-  }
-};
-
-/// The one thread that fills stage after stage.
-template <class Element, wgmma_tile Tile>
-struct wgmma_producer {
-  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
-  const CUtensorMap& w_map;
-  const CUtensorMap& x_map;
-  const wgmma_schedule<Tile>& schedule;
-
-  using ring = wgmma_ring<Element, Tile>;
-
-  __device__ __forceinline__ void load_w(const ring& to, const wgmma_segment& s, int stage) const {
-    mbarrier_arrive_expect(to.filled, L.stage_bytes());
-    tma_load(to.stage, w_map, s.row0, stage * L.stage_k(), to.filled);
-  }
-
-  __device__ __forceinline__ void load_x(const ring& to, const wgmma_segment& s, int stage) const {
-#pragma unroll
-    for (int block = 0; block < L.blocks; ++block) {
-      const int column = stage * L.stage_k() + block * kWgmmaBlockK;
-      if (schedule.sharing() > 1) {
-        constexpr int kShare = P.tokens / P.multicast;
-        const int from = kShare * schedule.rank;
-        tma_load_multicast(to.x(block) + from * kWgmmaBlockK * 2, x_map, s.token0 + from, column,
-                           to.filled, (1 << P.multicast) - 1);
-      } else {
-#pragma unroll
-        for (int part = 0; part < P.multicast; ++part) {
-          constexpr int kShare = P.tokens / P.multicast;
-          tma_load(to.x(block) + part * kShare * kWgmmaBlockK * 2, x_map, s.token0 + part * kShare,
-                   column, to.filled);
-        }
-      }
-    }
-  }
-
-  /// The weights of the first stages may be on their way before earlier kernels have ended.
-  __device__ __forceinline__ void run(ring to, wgmma_start start) const {
-    if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
-    bool first = true;
-    schedule.for_each_segment([&](const wgmma_segment& s) {
-      int stage = s.begin;
-      if (first) {
-        first = false;
-        const int ahead = min(L.early_stages(), s.end - s.begin);
-        ring early = to;
-        for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
-        if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();
-        launch_dependents();
-        for (int i = 0; i < ahead; ++i, to.advance()) load_x(to, s, stage + i);
-        stage += ahead;
-      }
-      for (; stage < s.end; ++stage, to.advance()) {
-        mbarrier_wait(to.free(), to.parity ^ 1);
-        load_w(to, s, stage);
-        load_x(to, s, stage);
-      }
-    });
-  }
-};
 
 /// A warpgroup that multiplies.
 template <class T, class Element, wgmma_tile Tile>
@@ -130,21 +42,11 @@ struct wgmma_consumer {
   wgmma_ring<Element, Tile> ring;
   int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
-  float scales[2];         ///< of this thread's two channels
   float d[P.tokens / 2];
 
   /// The first of this thread's channels of a tile; the other is 8 further.
   __device__ __forceinline__ static int channel(int row0) {
     return row0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-  }
-
-  /// Reads what the sums of a tile will be multiplied by: early, for memory is far.
-  template <class Output>
-  __device__ __forceinline__ void load_scales(const Output& output, int row0) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      scales[half] = kUnit * output.scale(channel(row0) + 8 * half);
-    }
   }
 
   /// The calling warp has read the stage before the current one: tells whoever writes to it.
@@ -284,6 +186,7 @@ struct wgmma_consumer {
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
     const int n = channel(row0);
+    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const bool leader = threadIdx.x % 128 == 0;
     const int barrier = 1 + threadIdx.x / 128;
 #pragma unroll kUnrolled
@@ -322,6 +225,7 @@ struct wgmma_consumer {
     constexpr int kTogether = 4;  // what the epilogue reads for these is read together
     const int n0 = row0 + threadIdx.x / 128 * 64;
     const int n = channel(row0);
+    const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const int barrier = 1 + threadIdx.x / 128;
     const wgmma_staging<Out, P.chunk> place{staging};
     mbarrier_wait(parts.barrier, 0);
@@ -430,7 +334,6 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       std::byte* const staging =
           dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
       const int share = splits > 1 ? wgmma_parts<Tile>::share_of(splits) : 0;
-      consumer.load_scales(output, s.row0);
       consumer.accumulate(s.end - s.begin);
       if (splits == 1) {
         consumer.store(staging, output, y_map, s.row0, s.token0);
