@@ -21,101 +21,13 @@
 #include <waterweight/detail/arch/wgmma.cuh>
 #include <waterweight/detail/gemm/wgmma_output.cuh>
 #include <waterweight/detail/gemm/wgmma_parts.cuh>
+#include <waterweight/detail/gemm/wgmma_producer.cuh>
 #include <waterweight/detail/gemm/wgmma_schedule.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-/// The ring of stages in shared memory and where in it a warp is. A stage holds its part of W, then
-/// blocks of X.
-template <class Element, wgmma_tile Tile>
-struct wgmma_ring {
-  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
-
-  std::uint32_t first, first_barrier;    ///< shared addresses
-  std::uint32_t stage = first;           ///< of the current stage
-  std::uint32_t filled = first_barrier;  ///< of its barriers: filled, then free
-  std::uint32_t parity = 0;
-
-  __device__ __forceinline__ std::uint32_t x(int block) const {
-    return stage + L.w_bytes + block * L.x_bytes;
-  }
-  __device__ __forceinline__ std::uint32_t free() const { return filled + 8; }
-
-  __device__ __forceinline__ void advance() {
-    stage += L.stage_bytes();
-    filled += 16;
-    if (filled == first_barrier + 16 * L.stages) {
-      stage = first;
-      filled = first_barrier;
-      parity ^= 1;
-    }
-  }
-};
-
-/// The one thread that fills stage after stage.
-template <class Element, wgmma_tile Tile>
-struct wgmma_producer {
-  static constexpr wgmma_policy P = wgmma_policy_of(Tile);
-  static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
-  const CUtensorMap& w_map;
-  const CUtensorMap& x_map;
-  const wgmma_schedule<Tile>& schedule;
-
-  using ring = wgmma_ring<Element, Tile>;
-
-  __device__ __forceinline__ void load_w(const ring& to, const wgmma_segment& s, int stage) const {
-    mbarrier_arrive_expect(to.filled, L.stage_bytes());
-    tma_load(to.stage, w_map, s.row0, stage * L.stage_k(), to.filled);
-  }
-
-  __device__ __forceinline__ void load_x(const ring& to, const wgmma_segment& s, int stage) const {
-#pragma unroll
-    for (int block = 0; block < L.blocks; ++block) {
-      const int column = stage * L.stage_k() + block * kWgmmaBlockK;
-      if (schedule.sharing() > 1) {
-        constexpr int kShare = P.tokens / P.multicast;
-        const int from = kShare * schedule.rank;
-        tma_load_multicast(to.x(block) + from * kWgmmaBlockK * 2, x_map, s.token0 + from, column,
-                           to.filled, (1 << P.multicast) - 1);
-      } else {
-#pragma unroll
-        for (int part = 0; part < P.multicast; ++part) {
-          constexpr int kShare = P.tokens / P.multicast;
-          tma_load(to.x(block) + part * kShare * kWgmmaBlockK * 2, x_map, s.token0 + part * kShare,
-                   column, to.filled);
-        }
-      }
-    }
-  }
-
-  /// The weights of the first stages may be on their way before earlier kernels have ended.
-  __device__ __forceinline__ void run(ring to, wgmma_start start) const {
-    if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
-    bool first = true;
-    schedule.for_each_segment([&](const wgmma_segment& s) {
-      int stage = s.begin;
-      if (first) {
-        first = false;
-        const int ahead = min(L.stages, s.end - s.begin);
-        ring early = to;
-        for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
-        if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();
-        launch_dependents();
-        for (int i = 0; i < ahead; ++i, to.advance()) load_x(to, s, stage + i);
-        stage += ahead;
-      }
-      for (; stage < s.end; ++stage, to.advance()) {
-        mbarrier_wait(to.free(), to.parity ^ 1);
-        load_w(to, s, stage);
-        load_x(to, s, stage);
-      }
-    });
-  }
-};
 
 /// A warpgroup that multiplies.
 template <class T, class Element, wgmma_tile Tile>
@@ -131,6 +43,11 @@ struct wgmma_consumer {
   int sharing;             ///< blocks that write to this one's stages
   std::uint32_t used = 0;  ///< barrier of the stage before the current one: free
   float d[P.tokens / 2];
+
+  /// The first of this thread's channels of a tile; the other is 8 further.
+  __device__ __forceinline__ static int channel(int row0) {
+    return row0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+  }
 
   /// The calling warp has read the stage before the current one: tells whoever writes to it.
   __device__ __forceinline__ void release() const {
@@ -268,7 +185,7 @@ struct wgmma_consumer {
     constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
-    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const int n = channel(row0);
     const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const bool leader = threadIdx.x % 128 == 0;
     const int barrier = 1 + threadIdx.x / 128;
@@ -307,7 +224,7 @@ struct wgmma_consumer {
     constexpr int kGroups = P.chunk / 8;
     constexpr int kTogether = 4;  // what the epilogue reads for these is read together
     const int n0 = row0 + threadIdx.x / 128 * 64;
-    const int n = n0 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const int n = channel(row0);
     const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const int barrier = 1 + threadIdx.x / 128;
     const wgmma_staging<Out, P.chunk> place{staging};
@@ -315,15 +232,12 @@ struct wgmma_consumer {
     if (n0 >= output.w.rows) return;
     for (int begin = 0; begin < parts.owned(); begin += kGroups) {
       const int count = min(kGroups, parts.owned() - begin);
-      const int m0 = token0 + 8 * (parts.first_group(parts.rank) + begin);
+      const int m0 = token0 + 8 * (parts.first_group() + begin);
       if (begin > 0) named_barrier(barrier, 128);
 #pragma unroll 1
       for (int group = 0; group < count; group += kTogether) {
         float sums[4 * kTogether];
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          parts.add(sums + 4 * i, min(begin + group + i, parts.owned() - 1));
-        }
+        parts.add(sums, begin + group);
         place.write(sums, 8 * group, [&](float sum, int half, int token) {
           return output.finish(sum, scales[half], m0 + token, n + 8 * half);
         });
@@ -419,13 +333,15 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
       std::byte* const staging =
           dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
+      const int share = splits > 1 ? wgmma_parts<Tile>::share_of(splits) : 0;
       consumer.accumulate(s.end - s.begin);
       if (splits == 1) {
         consumer.store(staging, output, y_map, s.row0, s.token0);
       } else {
         const int tokens = min(policy.tokens, output.m_count - s.token0);
-        const wgmma_parts<Tile> parts{schedule.rank, splits, (tokens + 7) / 8, first_stage,
-                                      first_barrier + 16 * layout.stages};
+        const wgmma_parts<Tile> parts{schedule.rank,    splits,
+                                      (tokens + 7) / 8, share,
+                                      first_stage,      first_barrier + 16 * layout.stages};
         if (threadIdx.x == 0) parts.expect();
         // The others' stages, where sums go, have been read.
         cluster_arrive_relaxed();

@@ -103,6 +103,20 @@ struct wgmma_staging {
                                                  int tokens) const {
     constexpr int kVector = 16 / static_cast<int>(sizeof(Out)), kVectors = 64 / kVector;
     tokens = min(tokens, output.m_count - m);
+    if (output.aligned && n + 64 <= output.w.rows) {
+      constexpr int kStep = 128 / kVectors;  // tokens at a time
+      static_assert(kStep % 8 == 0, "the swizzle repeats every 8 tokens");
+      const int first = threadIdx.x % 128 / kVectors, channel = threadIdx.x % kVectors * kVector;
+      const std::byte* from = base + offset(first, channel);
+      Out* to = output.y + (m + first) * output.ld + n + channel;
+#pragma unroll 4
+      for (int token = first; token < tokens; token += kStep) {
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+        from += kStep * 128;
+        to += kStep * output.ld;
+      }
+      return;
+    }
     for (int i = threadIdx.x % 128; i < tokens * kVectors; i += 128) {
       const int token = i / kVectors, channel = i % kVectors * kVector;
       const std::byte* const from = base + offset(token, channel);

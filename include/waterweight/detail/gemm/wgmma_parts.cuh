@@ -11,22 +11,26 @@ namespace detail {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// Sums travel as threads hold them, in groups of 8 tokens: four floats of every consumer. The
-/// groups of a tile that has tokens in all of them, or fewer, are dealt out in order.
+/// Sums travel as threads hold them, in groups of 8 tokens: four floats of every consumer. Each
+/// block owns so many of the groups in order that the last ones may own fewer, or none.
 template <wgmma_tile Tile>
 struct wgmma_parts {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
   static constexpr int kGroupBytes = P.consumers() * 16;
 
   int rank, blocks;
-  int groups;             ///< of the tile
+  int groups;             ///< of the tile that have tokens
+  int share;              ///< groups that a block owns at most: see share_of
   std::uint32_t buffer;   ///< shared address, the same in all blocks; a tile of floats
   std::uint32_t barrier;  ///< shared address of an mbarrier, the same in all blocks
 
-  __device__ __forceinline__ int first_group(int of_rank) const {
-    return groups * of_rank / blocks;
+  __device__ __forceinline__ static int share_of(int blocks) {
+    return (P.tokens / 8 + blocks - 1) / blocks;
   }
-  __device__ __forceinline__ int owned() const { return first_group(rank + 1) - first_group(rank); }
+  __device__ __forceinline__ int first_group() const { return rank * share; }
+  __device__ __forceinline__ int owned() const {
+    return max(min(share, groups - first_group()), 0);
+  }
 
   /// Where this thread's sums of a group, counted from the owner's first, have their place: parts
   /// of one group lie together.
@@ -42,16 +46,17 @@ struct wgmma_parts {
   /// Sends each block its part. The buffers of all must be free.
   template <int Registers>
   __device__ __forceinline__ void send(const float (&d)[Registers]) const {
-    int owner = 0, first = 0, end = first_group(1);
+    int owner = 0, end = share;
+    std::uint32_t to = place(rank, 0);
 #pragma unroll
     for (int j = 0; j < Registers / 4; ++j) {
       if (j >= groups) break;
-      while (j >= end) {
-        first = end;
-        end = first_group(++owner + 1);
+      if (j == end) {
+        ++owner;
+        end += share;
+        to = place(rank, 0);
       }
       const float4 sums = make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]);
-      const std::uint32_t to = place(rank, j - first);
       if (owner == rank) {
         asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(sums.x), "f"(sums.y),
                      "f"(sums.z), "f"(sums.w)
@@ -59,24 +64,37 @@ struct wgmma_parts {
       } else {
         send_float4(to, sums, barrier, owner);
       }
+      to += blocks * kGroupBytes;
     }
   }
 
-  /// The whole sums of an owned group, once all parts are there: added in the order of K.
-  __device__ __forceinline__ void add(float* sums, int group) const {
+  /// The whole sums of owned groups from `group` on, once all parts are there: added in the order
+  /// of K. After the last owned group anything.
+  template <int Registers>
+  __device__ __forceinline__ void add(float (&sums)[Registers], int group) const {
+    constexpr int kCount = Registers / 4;
+    std::uint32_t from[kCount];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] = 0.0f;
-#pragma unroll 4
-    for (int from = 0; from < blocks; ++from) {
-      float4 part;
-      asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                   : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
-                   : "r"(place(from, group))
-                   : "memory");
-      sums[0] += part.x;
-      sums[1] += part.y;
-      sums[2] += part.z;
-      sums[3] += part.w;
+    for (int i = 0; i < kCount; ++i) from[i] = place(0, min(group + i, owned() - 1));
+#pragma unroll
+    for (int i = 0; i < Registers; ++i) sums[i] = 0.0f;
+#pragma unroll 2
+    for (int block = 0; block < blocks; ++block) {
+      float4 parts[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(parts[i].x), "=f"(parts[i].y), "=f"(parts[i].z), "=f"(parts[i].w)
+                     : "r"(from[i] + block * kGroupBytes)
+                     : "memory");
+      }
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        sums[4 * i] += parts[i].x;
+        sums[4 * i + 1] += parts[i].y;
+        sums[4 * i + 2] += parts[i].z;
+        sums[4 * i + 3] += parts[i].w;
+      }
     }
   }
 };

@@ -50,7 +50,7 @@ struct default_wgmma_selector {
       case wgmma_tile::rows192_tokens128:
         return {2400, 470, 90};
       case wgmma_tile::rows128_tokens176:
-        return {2200, 420, 90};
+        return {2200, 405, 90};
       default:
         return {2200, 620, 90};
     }
@@ -61,7 +61,7 @@ struct default_wgmma_selector {
 
   /// For 64 tokens, what blocks that share K take to add their sums.
   static constexpr int adding(int splits) {
-    constexpr int kTimes[kWgmmaMaxSplits + 1] = {0, 0, 1200, 1300, 1450, 2000, 2300, 2750, 3250};
+    constexpr int kTimes[kWgmmaMaxSplits + 1] = {0, 0, 850, 970, 1170, 1630, 1950, 2350, 2800};
     return kTimes[splits];
   }
   /// How many clusters run at once: a cluster stays inside a GPC, which leaves SMs idle. The share
