@@ -11,10 +11,9 @@
 //   stage      wait for a vector, normalise it, make planes of it (device/fixed_point.cuh)
 //   attention  splits of heads, scores, eviction
 //
-// and the order of a layer's products hides each other's latency: QKV, up, attention output, down.
-// Attention happens while up streams, and what up must still deliver arrives while the attention
-// output streams; only the step from down to the next layer is not hidden by anything, and there
-// the ring goes on filling.
+// and the order of a layer's products hides latency: QKV, up, down, attention output. Attention
+// happens while up and down stream. Two steps are not hidden by anything, from up to down and from
+// the attention output to the next layer; there the ring goes on filling.
 #pragma once
 
 #include <waterweight/device/reduce.cuh>
