@@ -37,23 +37,13 @@ struct wgmma_halves {
                            min(kRoundGroups, kShare - i % kRounds * kRoundGroups) * kGroupBytes);
   }
 
-  /// Sends the other block its half. This block's own is what d starts with afterwards.
+  /// Sends the other block its half.
   template <int Registers>
-  __device__ __forceinline__ void send(float (&d)[Registers]) const {
-    const std::uint32_t to = cluster_address(incoming + threadIdx.x % 128 * 16, 1 - rank);
-    const std::uint32_t arrival = cluster_address(barriers, 1 - rank);
-#pragma unroll
-    for (int j = 0; j < kShare; ++j) {
-      float sent[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float low = d[4 * j + e];
-        const float high = j + kShare < kGroups ? d[(4 * (j + kShare) + e) % Registers] : 0.0f;
-        sent[e] = rank == 0 ? high : low;
-        d[4 * j + e] = rank == 0 ? low : high;
-      }
-      send_float4_to(to + j * kGroupBytes, make_float4(sent[0], sent[1], sent[2], sent[3]),
-                     arrival + 8 * (j / kRoundGroups));
+  __device__ __forceinline__ void send(const float (&d)[Registers]) const {
+    if (rank == 0) {
+      send_from<kShare>(d);
+    } else {
+      send_from<0>(d);
     }
   }
 
@@ -78,7 +68,7 @@ struct wgmma_halves {
                    : "r"(incoming + group * kGroupBytes + threadIdx.x % 128 * 16)
                    : "memory");
     }
-    own<0>(d, sums, round);
+    own<0>(d, sums, rank * kRounds + round);
 #pragma unroll
     for (int i = 0; i < kRoundGroups; ++i) {
       sums[4 * i] += parts[i].x;
@@ -89,18 +79,35 @@ struct wgmma_halves {
   }
 
  private:
-  /// This block's own sums of a round. Registers have no run-time index: one branch per round.
-  template <int Round, int Registers>
+  /// Sends kShare groups from `First` on, those behind the tile's last as zeros.
+  template <int First, int Registers>
+  __device__ __forceinline__ void send_from(const float (&d)[Registers]) const {
+    const std::uint32_t to = cluster_address(incoming + threadIdx.x % 128 * 16, 1 - rank);
+    const std::uint32_t arrival = cluster_address(barriers, 1 - rank);
+#pragma unroll
+    for (int j = 0; j < kShare; ++j) {
+      float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (First + j < kGroups) {
+        const float* const from = d + 4 * (First + j);
+        sums = make_float4(from[0], from[1], from[2], from[3]);
+      }
+      send_float4_to(to + j * kGroupBytes, sums, arrival + 8 * (j / kRoundGroups));
+    }
+  }
+
+  /// This block's own sums of a round: `piece` numbers the rounds of both. Registers have no
+  /// run-time index: one branch per piece.
+  template <int Piece, int Registers>
   __device__ __forceinline__ void own(const float (&d)[Registers], float (&sums)[4 * kRoundGroups],
-                                      int round) const {
-    if (round == Round) {
+                                      int piece) const {
+    if (piece == Piece) {
+      constexpr int kFirst = Piece / kRounds * kShare + Piece % kRounds * kRoundGroups;
 #pragma unroll
       for (int i = 0; i < 4 * kRoundGroups; ++i) {
-        const int from = Round * 4 * kRoundGroups + i;
-        sums[i] = from < 4 * kShare ? d[from % Registers] : 0.0f;
+        sums[i] = 4 * kFirst + i < Registers ? d[4 * kFirst + i] : 0.0f;
       }
-    } else if constexpr (Round + 1 < kRounds) {
-      own<Round + 1>(d, sums, round);
+    } else if constexpr (Piece + 1 < 2 * kRounds) {
+      own<Piece + 1>(d, sums, piece);
     }
   }
 };
