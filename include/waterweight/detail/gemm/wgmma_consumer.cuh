@@ -78,6 +78,11 @@ struct wgmma_consumer {
     for (int e = 0; e < 4; ++e) a[e] = scaled_dequantizer<T>::two(raw[e]);
   }
 
+  __device__ __forceinline__ static void convert(fragments& a, const fragments& raw) {
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) convert(a[j], raw[j]);
+  }
+
   /// The first block of the current stage, once it is filled.
   __device__ __forceinline__ void receive(fragments& a) const {
     mbarrier_wait(ring.filled, ring.parity);
@@ -163,11 +168,12 @@ struct wgmma_consumer {
   }
 
   /// Multiplies the current stage, converts the next, which is in `raw`, and loads the one after
-  /// that from `ahead`, if there are `more`: bytes of no meaning otherwise, as a branch would cost
-  /// more. Nothing waits for what it has just asked for.
+  /// that: where so many are not `left`, bytes of no meaning, as a branch would cost more. `ahead`
+  /// is the next stage. Nothing waits for what it has just asked for, but in the first block.
+  template <bool Even>
   __device__ __forceinline__ void step_in_turn(const fragments& now, fragments& next,
                                                fragments& raw, wgmma_ring<Element, Tile>& ahead,
-                                               bool first, bool more) {
+                                               bool first, int left) {
     const std::uint32_t x = ring.x(0) >> 4;
     begin_turn();
     wgmma_fence();
@@ -178,10 +184,18 @@ struct wgmma_consumer {
     wgmma_commit();
     end_turn();
     retire<0>(first);
+    // ptxas would convert before the instructions above, which wait for nobody, if it saw no branch
+    // ahead of it: either of these.
+    if constexpr (Even) {
+      if (first) {
+        if (left > 1) mbarrier_wait(ahead.filled, ahead.parity);
+        load(raw, ahead);
+      }
+      convert(next, raw);
+    }
     ahead.advance();
-    if (more) mbarrier_wait(ahead.filled, ahead.parity);
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) convert(next[j], raw[j]);
+    if (left > 2) mbarrier_wait(ahead.filled, ahead.parity);
+    if constexpr (!Even) convert(next, raw);
     load(raw, ahead);
   }
 
@@ -191,13 +205,11 @@ struct wgmma_consumer {
     wgmma_ring<Element, Tile> ahead = ring;
     receive(even);
     ahead.advance();
-    if (stages > 1) mbarrier_wait(ahead.filled, ahead.parity);
-    load(raw, ahead);
     int k = 0;
 #pragma unroll 1
     do {
-      step_in_turn(even, odd, raw, ahead, k == 0, k + 2 < stages);
-      if (++k < stages) step_in_turn(odd, even, raw, ahead, false, k + 2 < stages);
+      step_in_turn<true>(even, odd, raw, ahead, k == 0, stages - k);
+      if (++k < stages) step_in_turn<false>(odd, even, raw, ahead, false, stages - k);
     } while (++k < stages);
   }
 
