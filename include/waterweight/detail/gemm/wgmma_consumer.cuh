@@ -47,17 +47,16 @@ struct wgmma_consumer {
     }
   }
 
-  /// This warp's INT8 weights of 16 K elements, number `k16` of a stage, as loaded: pairs
+  /// This warp's INT8 weights of 16 K elements, number `k16` of the current stage, as loaded: pairs
   /// in the order of a fragment of A. Rows of 128 bytes lie under the 128-byte swizzle, 16-byte
   /// vector j of row r at j ^ r % 8; rows of 64 bytes under the 64-byte one, at j ^ r / 2 % 4. The
   /// eight rows of a load are in different banks either way.
-  __device__ __forceinline__ static void load(std::uint32_t (&raw)[4],
-                                              const wgmma_ring<Element, Tile>& from, int k16) {
+  __device__ __forceinline__ void load(std::uint32_t (&raw)[4], int k16) const {
     constexpr int kPitch = L.stage_k();
     const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
     const int flip = kPitch == 128 ? group : group / 2 % 4;
     const std::uint32_t vector =
-        from.stage + (threadIdx.x / 32 * 16 + group) * kPitch + 2 * quad + 16 * (k16 ^ flip);
+        ring.stage + (threadIdx.x / 32 * 16 + group) * kPitch + 2 * quad + 16 * (k16 ^ flip);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       asm volatile("ld.shared.u16 %0, [%1];"
@@ -66,21 +65,10 @@ struct wgmma_consumer {
     }
   }
 
-  __device__ __forceinline__ static void load(fragments& raw,
-                                              const wgmma_ring<Element, Tile>& from) {
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) load(raw[j], from, j);
-  }
-
   __device__ __forceinline__ static void convert(std::uint32_t (&a)[4],
                                                  const std::uint32_t (&raw)[4]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) a[e] = scaled_dequantizer<T>::two(raw[e]);
-  }
-
-  __device__ __forceinline__ static void convert(fragments& a, const fragments& raw) {
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) convert(a[j], raw[j]);
   }
 
   /// The first block of the current stage, once it is filled.
@@ -90,7 +78,7 @@ struct wgmma_consumer {
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
         std::uint32_t raw[4];
-        load(raw, ring, j);
+        load(raw, j);
         convert(a[j], raw);
       }
     }
@@ -134,10 +122,10 @@ struct wgmma_consumer {
       if (Block + 1 == L.blocks && !last) mbarrier_wait(ring.filled, ring.parity);
       // After the last block this converts bytes of no meaning: a branch would cost more.
       std::uint32_t raw[2][4];
-      load(raw[0], ring, kNext);
+      load(raw[0], kNext);
 #pragma unroll
       for (int j = 1; j < kSteps; ++j) {
-        load(raw[j % 2], ring, kNext + j);
+        load(raw[j % 2], kNext + j);
         convert(next[j - 1], raw[(j - 1) % 2]);
         wgmma_fence();
         instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
@@ -150,70 +138,7 @@ struct wgmma_consumer {
     }
   }
 
-  static constexpr bool kTurns = P.turns() && L.blocks == 1 && is_quantized_v<Element>;
-  static_assert(!kTurns || P.warpgroups == 2, "a turn's barrier is between two warpgroups");
-  /// A turn ends when its last instruction has been issued.
-  __device__ __forceinline__ static int turn(int warpgroup) {
-    return 1 + P.warpgroups + warpgroup % P.warpgroups;
-  }
-  __device__ __forceinline__ static void begin_turn() {
-    named_barrier(turn(threadIdx.x / 128), 256);
-  }
-  __device__ __forceinline__ static void end_turn() {
-    named_barrier_arrive(turn(threadIdx.x / 128 + 1), 256);
-  }
-  /// Once before all: the last warpgroup lets the first begin.
-  __device__ __forceinline__ static void begin_turns() {
-    if (kTurns && threadIdx.x >= P.consumers() - 128) end_turn();
-  }
-
-  /// Multiplies the current stage, converts the next, which is in `raw`, and loads the one after
-  /// that: where so many are not `left`, bytes of no meaning, as a branch would cost more. `ahead`
-  /// is the next stage. Nothing waits for what it has just asked for, but in the first block.
-  template <bool Even>
-  __device__ __forceinline__ void step_in_turn(const fragments& now, fragments& next,
-                                               fragments& raw, wgmma_ring<Element, Tile>& ahead,
-                                               bool first, int left) {
-    const std::uint32_t x = ring.x(0) >> 4;
-    begin_turn();
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      instruction::multiply(d, now[j], wgmma_descriptor(x + 2 * j));
-    }
-    wgmma_commit();
-    end_turn();
-    retire<0>(first);
-    // ptxas would convert before the instructions above, which wait for nobody, if it saw no branch
-    // ahead of it: either of these.
-    if constexpr (Even) {
-      if (first) {
-        if (left > 1) mbarrier_wait(ahead.filled, ahead.parity);
-        load(raw, ahead);
-      }
-      convert(next, raw);
-    }
-    ahead.advance();
-    if (left > 2) mbarrier_wait(ahead.filled, ahead.parity);
-    if constexpr (!Even) convert(next, raw);
-    load(raw, ahead);
-  }
-
-  /// d += the sums over `stages` stages, in turns.
-  __device__ __forceinline__ void multiply_in_turns(int stages) {
-    fragments even, odd, raw;
-    wgmma_ring<Element, Tile> ahead = ring;
-    receive(even);
-    ahead.advance();
-    int k = 0;
-#pragma unroll 1
-    do {
-      step_in_turn<true>(even, odd, raw, ahead, k == 0, stages - k);
-      if (++k < stages) step_in_turn<false>(odd, even, raw, ahead, false, stages - k);
-    } while (++k < stages);
-  }
-
-  /// d += the sums over `stages` stages, each warpgroup as it comes.
+  /// d += the sums over `stages` stages.
   __device__ __forceinline__ void multiply(int stages) {
     fragments even, odd;
     receive(even);
@@ -236,11 +161,7 @@ struct wgmma_consumer {
   __device__ __forceinline__ void accumulate(int stages) {
 #pragma unroll
     for (int i = 0; i < P.tokens / 2; ++i) d[i] = 0.0f;
-    if constexpr (kTurns) {
-      multiply_in_turns(stages);
-    } else {
-      multiply(stages);
-    }
+    multiply(stages);
     wgmma_wait<0>();
     wgmma_pin(d);
     release();
@@ -336,13 +257,15 @@ struct wgmma_consumer {
     // The other block has made its barriers.
     cluster_wait();
     halves.send(d);
+    float own[4 * halves.kShare];
+    halves.keep(d, own);
 #pragma unroll 1
     for (int round = 0; round < halves.kRounds; ++round) {
       const int first = round * kTokens, m0 = token0 + halves.first_token() + first;
       float sums[kTokens / 2];
       halves.wait(round);
       if (n0 >= output.w.rows || m0 >= output.m_count) continue;
-      halves.add(d, sums, round);
+      halves.add(own, sums, round);
       named_barrier(barrier, 128);
       place.write(sums, 0, [&](float sum, int half, int token) {
         return output.finish(sum, scales[half], m0 + token, n + 8 * half);

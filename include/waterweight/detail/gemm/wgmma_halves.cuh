@@ -21,10 +21,11 @@ struct wgmma_halves {
   static constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   static constexpr int kGroups = P.tokens / 8;
   static constexpr int kShare = (kGroups + 1) / 2;  ///< groups of the first block
-  static constexpr int kRoundGroups = 4;
-  static constexpr int kRounds = (kShare + kRoundGroups - 1) / kRoundGroups;
+  static constexpr int kRounds = kShare > 6 ? 2 : 1;
+  static constexpr int kRoundGroups = (kShare + kRounds - 1) / kRounds;
   static constexpr int kGroupBytes = 128 * 16;  ///< of a warpgroup
-  static constexpr bool kUsed = P.halves() && kShare * kGroupBytes <= L.staging;
+  static constexpr bool kUsed = P.halves();
+  static_assert(!kUsed || kShare * kGroupBytes <= L.staging, "sums arrive in the staging area");
   static constexpr int kBarriers = kUsed ? P.warpgroups * kRounds : 0;  ///< of all warpgroups
 
   int rank;
@@ -55,26 +56,46 @@ struct wgmma_halves {
 
   __device__ __forceinline__ void wait(int round) const { mbarrier_wait(barriers + 8 * round, 0); }
 
-  /// The whole sums of the groups of a round, once they are there; after the last group anything.
+  /// own = this block's sums of its half, behind the tile's last group zeros.
   template <int Registers>
-  __device__ __forceinline__ void add(const float (&d)[Registers], float (&sums)[4 * kRoundGroups],
-                                      int round) const {
-    float4 parts[kRoundGroups];
+  __device__ __forceinline__ void keep(const float (&d)[Registers],
+                                       float (&own)[4 * kShare]) const {
+    if (rank == 0) {
+#pragma unroll
+      for (int i = 0; i < 4 * kShare; ++i) own[i] = d[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4 * kShare; ++i) {
+        own[i] = 4 * kShare + i < Registers ? d[4 * kShare + i] : 0.0f;
+      }
+    }
+  }
+
+  /// The whole sums of the groups of a round, once they are there; after the last group anything.
+  __device__ __forceinline__ void add(const float (&own)[4 * kShare],
+                                      float (&sums)[4 * kRoundGroups], int round) const {
+    // Registers have no run-time index.
+    if (kRounds == 1 || round == 0) {
+#pragma unroll
+      for (int i = 0; i < 4 * kRoundGroups; ++i) sums[i] = own[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4 * kRoundGroups; ++i) {
+        sums[i] = 4 * kRoundGroups + i < 4 * kShare ? own[4 * kRoundGroups + i] : 0.0f;
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kRoundGroups; ++i) {
       const int group = min(round * kRoundGroups + i, kShare - 1);
+      float4 part;
       asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                   : "=f"(parts[i].x), "=f"(parts[i].y), "=f"(parts[i].z), "=f"(parts[i].w)
+                   : "=f"(part.x), "=f"(part.y), "=f"(part.z), "=f"(part.w)
                    : "r"(incoming + group * kGroupBytes + threadIdx.x % 128 * 16)
                    : "memory");
-    }
-    own<0>(d, sums, rank * kRounds + round);
-#pragma unroll
-    for (int i = 0; i < kRoundGroups; ++i) {
-      sums[4 * i] += parts[i].x;
-      sums[4 * i + 1] += parts[i].y;
-      sums[4 * i + 2] += parts[i].z;
-      sums[4 * i + 3] += parts[i].w;
+      sums[4 * i] += part.x;
+      sums[4 * i + 1] += part.y;
+      sums[4 * i + 2] += part.z;
+      sums[4 * i + 3] += part.w;
     }
   }
 
@@ -92,22 +113,6 @@ struct wgmma_halves {
         sums = make_float4(from[0], from[1], from[2], from[3]);
       }
       send_float4_to(to + j * kGroupBytes, sums, arrival + 8 * (j / kRoundGroups));
-    }
-  }
-
-  /// This block's own sums of a round: `piece` numbers the rounds of both. Registers have no
-  /// run-time index: one branch per piece.
-  template <int Piece, int Registers>
-  __device__ __forceinline__ void own(const float (&d)[Registers], float (&sums)[4 * kRoundGroups],
-                                      int piece) const {
-    if (piece == Piece) {
-      constexpr int kFirst = Piece / kRounds * kShare + Piece % kRounds * kRoundGroups;
-#pragma unroll
-      for (int i = 0; i < 4 * kRoundGroups; ++i) {
-        sums[i] = 4 * kFirst + i < Registers ? d[4 * kFirst + i] : 0.0f;
-      }
-    } else if constexpr (Piece + 1 < 2 * kRounds) {
-      own<Piece + 1>(d, sums, piece);
     }
   }
 };

@@ -104,7 +104,6 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       wait_for_earlier_kernels();
     }
     wgmma_consumer<T, Element, Tile> consumer{ring, schedule.sharing()};
-    consumer.begin_turns();
     schedule.for_each_segment([&](const wgmma_segment& s) {
       constexpr wgmma_policy policy = wgmma_policy_of(Tile);
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));

@@ -36,12 +36,9 @@ struct wgmma_policy {
   /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
   /// one thread of it works, because only whole warpgroups can hand registers to others.
   WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return tokens > 128 || warpgroups > 2; }
-  /// Warpgroups multiply in turns: while one does, the other converts its next block of weights,
-  /// which was loaded a block earlier. Left alone they wait for the tensor cores together and then
-  /// convert together. It pays where a block of K takes long and registers are left.
-  WATERWEIGHT_HOST_DEVICE constexpr bool turns() const { return tokens == 176; }
-  /// Two blocks that share K exchange halves of their sums: see wgmma_halves.
-  WATERWEIGHT_HOST_DEVICE constexpr bool halves() const { return tokens == 176; }
+  /// Two blocks that share K exchange halves of their sums: see wgmma_halves. Of 256 tokens these
+  /// would take more shared memory and registers than there are.
+  WATERWEIGHT_HOST_DEVICE constexpr bool halves() const { return tokens < 256; }
   WATERWEIGHT_HOST_DEVICE constexpr int threads() const {
     return consumers() + (wide() ? 128 : 32);
   }
