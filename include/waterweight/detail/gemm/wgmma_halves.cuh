@@ -26,16 +26,19 @@ struct wgmma_halves {
   static constexpr int kGroupBytes = 128 * 16;  ///< of a warpgroup
   static constexpr bool kUsed = P.halves();
   static_assert(!kUsed || kShare * kGroupBytes <= L.staging, "sums arrive in the staging area");
-  static constexpr int kBarriers = kUsed ? P.warpgroups * kRounds : 0;  ///< of all warpgroups
 
   int rank;
   std::uint32_t incoming;  ///< shared address of this warpgroup's sums, the same in both blocks
-  std::uint32_t barriers;  ///< likewise: of this warpgroup's mbarriers, one for each round
+  std::uint32_t barriers;  ///< likewise: of mbarriers, one for each round
 
-  /// What arrives at each of a block's barriers. By the thread that made them: number `i`.
-  __device__ __forceinline__ static void expect(std::uint32_t barrier, int i) {
-    mbarrier_arrive_expect(barrier,
-                           min(kRoundGroups, kShare - i % kRounds * kRoundGroups) * kGroupBytes);
+  /// By one thread, at any time: what arrives in each round.
+  __device__ __forceinline__ static void expect(std::uint32_t barriers) {
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      constexpr int kBytes = P.warpgroups * kGroupBytes;
+      mbarrier_arrive_expect(barriers + 8 * round,
+                             min(kRoundGroups, kShare - round * kRoundGroups) * kBytes);
+    }
   }
 
   /// Sends the other block its half.

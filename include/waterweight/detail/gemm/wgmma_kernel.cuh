@@ -43,7 +43,9 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
   constexpr wgmma_layout L = wgmma_layout_of(P, sizeof(Element));
   extern __shared__ std::byte dynamic_shared[];
   using halves_type = wgmma_halves<Element, Tile>;
-  __shared__ alignas(16) std::uint64_t barriers[2 * L.stages + 1 + halves_type::kBarriers];
+  // Two for each stage, those for sums.
+  constexpr int kBarriers = 2 * L.stages + (halves_type::kUsed ? halves_type::kRounds : 1);
+  __shared__ alignas(16) std::uint64_t barriers[kBarriers];
   const std::uint32_t unaligned = shared_address(dynamic_shared);
   const std::uint32_t padding = (1024 - unaligned % 1024) % 1024;
 
@@ -54,8 +56,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
   const wgmma_schedule<Tile> schedule(output.m_count, output.w.rows, output.w.cols, L.stage_k(),
                                       splits);
   const bool halves = halves_type::kUsed && splits == 2;
-  const wgmma_producer<Element, Tile> producer{w_map, x_map, schedule};
-  if (threadIdx.x == P.consumers()) {
+  if (threadIdx.x == 0) {
     tma_prefetch_map(w_map);
     tma_prefetch_map(x_map);
     tma_prefetch_map(y_map);
@@ -63,16 +64,9 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       mbarrier_init(barriers + 2 * i, 1);
       mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * schedule.sharing());
     }
-    for (int i = 0; i < 1 + halves_type::kBarriers; ++i) {
-      mbarrier_init(barriers + 2 * L.stages + i, 1);
-    }
+    for (int i = 2 * L.stages; i < kBarriers; ++i) mbarrier_init(barriers + i, 1);
     mbarrier_init_fence();
-    for (int i = 0; i < halves_type::kBarriers; ++i) {
-      halves_type::expect(first_barrier + 16 * L.stages + 8 * (1 + i), i);
-    }
-    producer.begin(ring, start);
   }
-  __syncwarp();
   // A block may copy into another's shared memory as soon as its barriers are there.
   if (schedule.sharing() > 1) {
     cluster_arrive_relaxed();
@@ -85,7 +79,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
   if (threadIdx.x >= P.consumers()) {
     if constexpr (P.wide()) set_register_limit<P.producer_registers(), false>();
     if (threadIdx.x == P.consumers()) {
-      producer.run(ring, start);
+      wgmma_producer<Element, Tile>{w_map, x_map, schedule}.run(ring, start);
     }
     __syncwarp();
     if (halves) {
@@ -110,13 +104,12 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       std::byte* const staging =
           dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
       const int share = splits > 1 ? wgmma_parts<Tile>::share_of(splits) : 0;
+      if (halves && threadIdx.x == 0) halves_type::expect(first_barrier + 16 * layout.stages);
       consumer.accumulate(s.end - s.begin);
       if constexpr (halves_type::kUsed) {
         if (halves) {
-          const int first_barrier_of_mine =
-              2 * layout.stages + 1 + threadIdx.x / 128 * halves_type::kRounds;
           const halves_type exchange{schedule.rank, shared_address(staging),
-                                     first_barrier + 8 * first_barrier_of_mine};
+                                     first_barrier + 16 * layout.stages};
           consumer.store(staging, output, exchange, s.row0, s.token0);
           return;
         }

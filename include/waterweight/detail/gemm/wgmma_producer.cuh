@@ -76,23 +76,17 @@ struct wgmma_producer {
     }
   }
 
-  /// Asks for the weights of the first stages: before earlier kernels have ended, if that is said
-  /// to be safe, and before the rest of the block is there. Barriers are made.
-  __device__ __forceinline__ void begin(ring to, wgmma_start start) const {
-    if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
-    const wgmma_segment s = schedule.first_segment();
-    const int ahead = min(L.early_stages(), s.end - s.begin);
-    for (int i = 0; i < ahead; ++i, to.advance()) load_w(to, s, s.begin + i);
-  }
-
-  /// Fills the stages, of which the first have been begun.
+  /// The weights of the first stages may be on their way before earlier kernels have ended.
   __device__ __forceinline__ void run(ring to, wgmma_start start) const {
+    if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
     bool first = true;
     schedule.for_each_segment([&](const wgmma_segment& s) {
       int stage = s.begin;
       if (first) {
         first = false;
-        const int ahead = min(L.early_stages(), s.end - s.begin);
+        const int ahead = min(kWgmmaEarlyStages, s.end - s.begin);
+        ring early = to;
+        for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
         if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();
         launch_dependents();
         for (int i = 0; i < ahead; ++i, to.advance()) load_x(to, s, stage + i);

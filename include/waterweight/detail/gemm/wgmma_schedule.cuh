@@ -56,13 +56,6 @@ struct wgmma_schedule {
     return {row_tile * P.rows(), token_tile * P.tokens, begin, end};
   }
 
-  /// What the calling block computes first: there is no block without work.
-  __device__ __forceinline__ wgmma_segment first_segment() const {
-    const int cluster = blockIdx.x / blocks;
-    return splits > 1 ? segment(cluster, stages * rank / splits, stages * (rank + 1) / splits)
-                      : segment(cluster, 0, stages);
-  }
-
   /// Calls body(wgmma_segment) for all that the calling block computes.
   template <class Body>
   __device__ __forceinline__ void for_each_segment(const Body& body) const {
