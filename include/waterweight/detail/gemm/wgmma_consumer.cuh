@@ -173,8 +173,9 @@ struct wgmma_consumer {
                                         const wgmma_output<Element, Out, Epilogue>& output,
                                         const CUtensorMap& y_map, int row0, int token0) {
     constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
-    // What is unrolled: an epilogue may be long, but what it reads should be read together.
-    constexpr int kStep = P.warpgroups > 2 && sizeof(Out) == 4 ? 16 : 32;
+    // What is unrolled: an epilogue may be long, but what it reads should be read together. Floats
+    // take twice the registers, which the largest tile alone has.
+    constexpr int kStep = sizeof(Out) == 4 && P.tokens < 256 ? 16 : 32;
     constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;
@@ -215,7 +216,8 @@ struct wgmma_consumer {
                                         const wgmma_output<Element, Out, Epilogue>& output,
                                         const wgmma_parts<Tile>& parts, int row0, int token0) {
     constexpr int kGroups = P.chunk / 8;
-    constexpr int kTogether = 4;  // what the epilogue reads for these is read together
+    // What the epilogue reads for these is read together. Of 64 tokens a block owns few groups.
+    constexpr int kTogether = P.tokens > 64 ? 4 : 2;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     const int n = channel(row0);
     const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};

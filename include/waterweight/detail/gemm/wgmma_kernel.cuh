@@ -98,35 +98,40 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
       wait_for_earlier_kernels();
     }
     wgmma_consumer<T, Element, Tile> consumer{ring, schedule.sharing()};
-    schedule.for_each_segment([&](const wgmma_segment& s) {
+    schedule.for_each_segment([&](const wgmma_segment& s, auto split) {
       constexpr wgmma_policy policy = wgmma_policy_of(Tile);
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
       std::byte* const staging =
           dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
-      const int share = splits > 1 ? wgmma_parts<Tile>::share_of(splits) : 0;
-      if (halves && threadIdx.x == 0) halves_type::expect(first_barrier + 16 * layout.stages);
-      consumer.accumulate(s.end - s.begin);
-      if constexpr (halves_type::kUsed) {
-        if (halves) {
-          const halves_type exchange{schedule.rank, shared_address(staging),
-                                     first_barrier + 16 * layout.stages};
-          consumer.store(staging, output, exchange, s.row0, s.token0);
-          return;
-        }
-      }
-      if (splits == 1) {
-        consumer.store(staging, output, y_map, s.row0, s.token0);
-      } else {
+      if constexpr (decltype(split)::value) {
+        const std::uint32_t sums_barrier = first_barrier + 16 * layout.stages;
         const int tokens = min(policy.tokens, output.m_count - s.token0);
         const wgmma_parts<Tile> parts{schedule.rank,    splits,
-                                      (tokens + 7) / 8, share,
-                                      first_stage,      first_barrier + 16 * layout.stages};
-        if (threadIdx.x == 0) parts.expect();
+                                      (tokens + 7) / 8, wgmma_parts<Tile>::share_of(splits),
+                                      first_stage,      sums_barrier};
+        if (threadIdx.x == 0) {
+          if (halves) {
+            halves_type::expect(sums_barrier);
+          } else {
+            parts.expect();
+          }
+        }
+        consumer.accumulate(s.end - s.begin);
+        if constexpr (halves_type::kUsed) {
+          if (halves) {
+            const halves_type exchange{schedule.rank, shared_address(staging), sums_barrier};
+            consumer.store(staging, output, exchange, s.row0, s.token0);
+            return;
+          }
+        }
         // The others' stages, where sums go, have been read.
         cluster_arrive_relaxed();
         cluster_wait();
         parts.send(consumer.d);
         consumer.store(staging, output, parts, s.row0, s.token0);
+      } else {
+        consumer.accumulate(s.end - s.begin);
+        consumer.store(staging, output, y_map, s.row0, s.token0);
       }
     });
     tma_store_wait_read<0>();

@@ -14,8 +14,10 @@ enum class wgmma_tile {
   rows128_tokens176,  ///< where tiles of 256 tokens leave too many SMs idle
   rows128_tokens256,
   rows128_tokens88,
+  rows128_tokens32,
+  rows192_tokens32,
 };
-inline constexpr int kWgmmaTiles = 7;
+inline constexpr int kWgmmaTiles = 9;
 inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 inline constexpr int kWgmmaBlockK = 64;  ///< K elements per block of K: 128 bytes of X
@@ -37,8 +39,9 @@ struct wgmma_policy {
   /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
   /// one thread of it works, because only whole warpgroups can hand registers to others.
   WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return tokens > 128 || warpgroups > 2; }
-  /// Two blocks that share K exchange halves of their sums: see wgmma_halves.
-  WATERWEIGHT_HOST_DEVICE constexpr bool halves() const { return tokens == 176; }
+  /// Two blocks that share K exchange halves of their sums: see wgmma_halves. Of 256 tokens these
+  /// would take more shared memory and registers than there are.
+  WATERWEIGHT_HOST_DEVICE constexpr bool halves() const { return tokens < 256; }
   WATERWEIGHT_HOST_DEVICE constexpr int threads() const {
     return consumers() + (wide() ? 128 : 32);
   }
@@ -52,6 +55,10 @@ struct wgmma_policy {
 
 WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) {
   switch (tile) {
+    case wgmma_tile::rows128_tokens32:
+      return {2, 32, 1, 32};
+    case wgmma_tile::rows192_tokens32:
+      return {3, 32, 1, 32};
     case wgmma_tile::rows128_tokens64:
       return {2, 64, 1, 64};
     case wgmma_tile::rows128_tokens88:

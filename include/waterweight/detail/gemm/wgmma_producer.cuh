@@ -80,7 +80,7 @@ struct wgmma_producer {
   __device__ __forceinline__ void run(ring to, wgmma_start start) const {
     if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
     bool first = true;
-    schedule.for_each_segment([&](const wgmma_segment& s) {
+    schedule.for_each_segment([&](const wgmma_segment& s, auto) {
       int stage = s.begin;
       if (first) {
         first = false;

@@ -39,6 +39,10 @@ struct wgmma_tile_time {
 struct default_wgmma_selector {
   static constexpr wgmma_tile_time time_of(wgmma_tile tile) {
     switch (tile) {
+      case wgmma_tile::rows128_tokens32:
+        return {1900, 180, 50};
+      case wgmma_tile::rows192_tokens32:
+        return {2800, 280, 30};
       case wgmma_tile::rows128_tokens64:
         return {1900, 225, 60};
       case wgmma_tile::rows192_tokens64:
