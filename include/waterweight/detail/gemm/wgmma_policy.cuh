@@ -7,6 +7,8 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 enum class wgmma_tile {
+  rows128_tokens32,
+  rows192_tokens32,
   rows128_tokens64,
   rows192_tokens64,
   rows128_tokens128,
@@ -14,8 +16,6 @@ enum class wgmma_tile {
   rows128_tokens176,  ///< where tiles of 256 tokens leave too many SMs idle
   rows128_tokens256,
   rows128_tokens88,
-  rows128_tokens32,
-  rows192_tokens32,
 };
 inline constexpr int kWgmmaTiles = 9;
 inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
