@@ -1,4 +1,4 @@
-// A whole decoded token of one sequence in one launch: INT8 weights, parallel residual.
+// A whole decoded token of one sequence in one launch: INT8 or 16-bit weights, parallel residual.
 //
 // One block per SM stays for the token. Weights stream through a ring in its shared memory without
 // ever waiting for the layer before, because which tiles a block multiplies is fixed; what waits is
@@ -7,8 +7,9 @@
 // the grid. In a block, warps have different jobs:
 //
 //   producer   starts the copies of weights
-//   multiply   four rows of weights times the staged vector, and what belongs behind it
-//   stage      wait for a vector, normalise it, make planes of it (device/fixed_point.cuh)
+//   multiply   a few rows of weights times the staged vector, and what belongs behind it
+//   stage      wait for a vector, normalise it, make planes of it (device/fixed_point.cuh) if
+//              weights are INT8
 //   attention  splits of heads, scores, eviction
 //
 // and the order of a layer's products hides latency: QKV, up, down, attention output. Attention
@@ -56,32 +57,35 @@ __device__ void end_token(const TokenParameters<T>& p, Candidate best) {
 }
 
 /// One block per SM, all of them resident at once (a cooperative launch). HeadDim: of the model.
-/// E: hidden / kTokenStagingThreads; intermediate is 4 * hidden.
-template <class T, int HeadDim, int E>
+/// E: hidden / kTokenStagingThreads; intermediate is 4 * hidden. Element: of the weights, INT8 or
+/// T.
+template <class T, int HeadDim, int E, class Element>
 __global__ void __launch_bounds__(kTokenThreads, 1)
     token_kernel(const __grid_constant__ TokenParameters<T> p) {
 #if __CUDA_ARCH__ >= 900
   using Attention = TokenAttention<T, HeadDim>;
-  using Stager = TokenStager<T, E>;
+  using Stager = TokenStager<T, E, Element>;
+  using Tile = TokenTile<Element>;
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ __align__(8) std::uint64_t ring_barriers[2 * kMaxRingSlots];
   __shared__ StagedPlanes staged;
-  __shared__ TokenGroup groups[kMaxTokenGroups];
+  __shared__ TokenGroup<Element> groups[kMaxTokenGroups];
   __shared__ TokenShares shares;
   __shared__ typename Attention::Scratch attention_scratch;
   __shared__ typename Stager::Scratch stager_scratch;
 
   constexpr int kHidden = E * kTokenStagingThreads;
-  constexpr int kSlotBytes = waterweight::kTileRows * kHidden + kTokenChannelBytes;
+  constexpr int kSlotBytes = Tile::bytes(kHidden) + kTokenChannelBytes;
   const waterweight::weight_ring ring{memory, ring_barriers, ring_barriers + kMaxRingSlots,
                                       p.ring_slots, kSlotBytes};
-  const TokenShared layout(static_cast<std::size_t>(p.ring_slots * kSlotBytes), p.hidden, p.inner,
+  const TokenShared layout(static_cast<std::size_t>(p.ring_slots * kSlotBytes), Tile::kStagedBytes,
+                           p.hidden, p.inner,
                            sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count + 1),
                            Attention::attend::shape::shared_bytes(p.most_slots), 0);
   auto* const first_planes = reinterpret_cast<std::int8_t*>(memory + layout.first_planes);
   auto* const second_planes = reinterpret_cast<std::int8_t*>(memory + layout.second_planes);
   auto* const layers = reinterpret_cast<TokenLayer<T>*>(memory + layout.layers);
-  constexpr int kRowGroups = kHidden / waterweight::kTileRows;
+  constexpr int kRowGroups = kHidden / Tile::kRows;
 
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
@@ -93,9 +97,9 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     }
     staged.mlp_layers = 0;
     ring.init();
-    shares = TokenShares(3 * kRowGroups, kTokenParts * kRowGroups, kRowGroups,
-                         p.vocab / waterweight::kTileRows, static_cast<int>(blockIdx.x),
-                         static_cast<int>(gridDim.x));
+    shares =
+        TokenShares(3 * kRowGroups, kTokenParts * kRowGroups, kRowGroups, p.vocab / Tile::kRows,
+                    static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
   }
   constexpr int kLayerWords = sizeof(TokenLayer<T>) / sizeof(std::uint64_t);
   for (int i = thread; i < kLayerWords * (p.layer_count + 1); i += kTokenThreads) {
@@ -104,11 +108,10 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
   }
   const TokenShare owned =
       token_share(kRowGroups, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
-  if (thread < waterweight::kTileRows * owned.count) {
-    const int index = thread / waterweight::kTileRows, r = thread % waterweight::kTileRows;
-    const int row =
-        waterweight::kTileRows * (owned.first + index * static_cast<int>(gridDim.x)) + r;
-    TokenGroup& group = groups[index];
+  if (thread < Tile::kRows * owned.count) {
+    const int index = thread / Tile::kRows, r = thread % Tile::kRows;
+    const int row = Tile::kRows * (owned.first + index * static_cast<int>(gridDim.x)) + r;
+    TokenGroup<Element>& group = groups[index];
     group.x[r] = waterweight::detail::to_float(
         p.embedding[static_cast<std::int64_t>(*p.token) * p.hidden + row]);
     for (auto& sums : group.sums) sums[r] = 0;
@@ -127,11 +130,11 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     Stager(p, layers, &stager_scratch, &staged, first_planes, second_planes).run(epoch);
   } else if (thread < kTokenProducer) {
     const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
-    best = TokenMultiplier<T, kHidden>(p, layers, shares, ring, &staged, first_planes,
-                                       second_planes, groups)
+    best = TokenMultiplier<T, Element, kHidden>(p, layers, shares, ring, &staged, first_planes,
+                                                second_planes, groups)
                .run(epoch, vocab_limit);
   } else {
-    TokenProducer<T, kHidden>(p, layers, ring).run(shares);
+    TokenProducer<T, Element, kHidden>(p, layers, ring).run(shares);
   }
   __syncthreads();
   end_token(p, best);
@@ -139,10 +142,10 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
 }
 
 /// Launches the kernel: `blocks` of them must fit the device at once, one per SM.
-template <class T, int HeadDim, int E>
+template <class T, int HeadDim, int E, class Element>
 cudaError_t launch_token_kernel(const TokenParameters<T>& p, int blocks, std::size_t shared_bytes,
                                 cudaStream_t stream) {
-  const auto kernel = token_kernel<T, HeadDim, E>;
+  const auto kernel = token_kernel<T, HeadDim, E, Element>;
   const cudaError_t status = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   if (status != cudaSuccess) return status;

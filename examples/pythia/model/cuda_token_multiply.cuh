@@ -1,8 +1,9 @@
 // The multiplying warps of the token kernel and the warp that keeps them in weights.
 //
-// A tile is four output rows times `hidden` elements of K, and belongs to one warp. The down
-// projection's K is `parts` times longer: its sums are integers, so the warps that have parts of
-// the same rows add them up in shared memory, in any order, and the last one finishes the rows.
+// A tile is four output rows of INT8 weights, or two of 16-bit ones, times `hidden` elements of K,
+// and belongs to one warp. The down projection's K is `parts` times longer: the warps that have
+// parts of the same rows leave their sums in shared memory, and the last one to do so finishes the
+// rows. Sums of INT8 weights are integers and added up in any order, others in that of K.
 #pragma once
 
 #include <waterweight/device/epilogue.cuh>
@@ -16,10 +17,16 @@
 
 namespace pythia {
 
-/// The residual rows a block owns, four at a time, and what has been summed for them.
+/// The residual rows a block owns, a tile's at a time, and what has been summed for them.
+template <class Element>
 struct TokenGroup {
-  float x[waterweight::kTileRows];
-  int sums[waterweight::kPlanes][waterweight::kTileRows];
+  static constexpr int kRows = TokenTile<Element>::kRows;
+
+  float x[kRows];
+  union {
+    int sums[waterweight::kPlanes][kRows];  ///< of INT8 weights: of a plane
+    float part_sums[kTokenParts][kRows];    ///< of 16-bit weights: of a part of K
+  };
   int arrived;  ///< of the attention output and the parts of the down projection
 };
 
@@ -30,7 +37,7 @@ constexpr int kTokenChannelPiece = 16;
 constexpr int kTokenChannelBytes = 4 * kTokenChannelPiece;
 
 /// Streams the block's tiles of the whole token. One warp.
-template <class T, int Hidden>
+template <class T, class Element, int Hidden>
 class TokenProducer {
  public:
   __device__ __forceinline__ TokenProducer(const TokenParameters<T>& p, const TokenLayer<T>* layers,
@@ -46,7 +53,7 @@ class TokenProducer {
       rows(linear[kQkvTile], shares.qkv);
       rows(linear[kUpTile], shares.up);
       parts(linear[kDownTile], shares.groups);
-      Pieces dense = pieces<1>(linear[kDenseTile], Hidden);
+      Pieces dense = pieces<1>(linear[kDenseTile], kRowBytes);
       channels<3, 2>(linear[kDownTile], &dense);
       push_all(dense, shares.groups);
     }
@@ -63,14 +70,16 @@ class TokenProducer {
       return base + (std::int64_t{row} * row_bytes & ~std::int64_t{kTokenChannelPiece - 1});
     }
   };
-  static constexpr int kTileBytes = waterweight::kTileRows * Hidden;
+  static constexpr int kRows = TokenTile<Element>::kRows;
+  static constexpr int kRowBytes = Hidden * static_cast<int>(sizeof(Element));
+  static constexpr int kTileBytes = TokenTile<Element>::bytes(Hidden);
 
-  /// The first Lanes lanes bring the weights, the next two scales and biases.
+  /// The first Lanes lanes bring the weights, the next two scales and biases. k: bytes of a row.
   template <int Lanes>
   __device__ __forceinline__ Pieces pieces(const TokenLinear<T>& linear, int k) const {
     Pieces mine;
     if (lane_ < Lanes) {
-      mine.base = reinterpret_cast<const std::byte*>(linear.weight) + std::int64_t{lane_} * k;
+      mine.base = linear.weight + std::int64_t{lane_} * k;
       mine.row_bytes = k;
       mine.bytes = kTileBytes / Lanes;
       mine.offset = lane_ * mine.bytes;
@@ -82,8 +91,9 @@ class TokenProducer {
   /// Two lanes bring scales and biases to `Piece` and the next one behind the tile.
   template <int FirstLane, int Piece>
   __device__ __forceinline__ void channels(const TokenLinear<T>& linear, Pieces* mine) const {
-    mine->all += (linear.bias == nullptr ? 1 : 2) * kTokenChannelPiece;
-    const bool scale = lane_ == FirstLane, bias = lane_ == FirstLane + 1;
+    constexpr bool kScaled = TokenTile<Element>::kQuantized;
+    mine->all += ((kScaled ? 1 : 0) + (linear.bias == nullptr ? 0 : 1)) * kTokenChannelPiece;
+    const bool scale = kScaled && lane_ == FirstLane, bias = lane_ == FirstLane + 1;
     if (!scale && (!bias || linear.bias == nullptr)) return;
     mine->base = scale ? reinterpret_cast<const std::byte*>(linear.scale)
                        : reinterpret_cast<const std::byte*>(linear.bias);
@@ -95,21 +105,20 @@ class TokenProducer {
   __device__ __forceinline__ void push_all(const Pieces& mine, TokenShare share) {
     const int blocks = static_cast<int>(gridDim.x);
     for (int i = 0, tile = share.first; i < share.count; ++i, tile += blocks) {
-      producer_.push_pieces(mine.offset, mine.at(waterweight::kTileRows * tile), mine.bytes,
-                            mine.all);
+      producer_.push_pieces(mine.offset, mine.at(kRows * tile), mine.bytes, mine.all);
     }
   }
 
   __device__ __forceinline__ void rows(const TokenLinear<T>& linear, TokenShare share) {
-    push_all(pieces<1>(linear, Hidden), share);
+    push_all(pieces<1>(linear, kRowBytes), share);
   }
 
   __device__ __forceinline__ void parts(const TokenLinear<T>& linear, TokenShare share) {
-    const Pieces mine = pieces<waterweight::kTileRows>(linear, kTokenParts * Hidden);
-    const int next_part = lane_ < waterweight::kTileRows ? Hidden : 0;
+    const Pieces mine = pieces<kRows>(linear, kTokenParts * kRowBytes);
+    const int next_part = lane_ < kRows ? kRowBytes : 0;
     const int blocks = static_cast<int>(gridDim.x);
     for (int i = 0, tile = share.first; i < share.count; ++i, tile += blocks) {
-      const std::byte* piece = mine.at(waterweight::kTileRows * tile);
+      const std::byte* piece = mine.at(kRows * tile);
       for (int part = 0; part < kTokenParts; ++part, piece += next_part) {
         producer_.push_pieces(mine.offset, piece, mine.bytes, mine.all);
       }
@@ -122,14 +131,16 @@ class TokenProducer {
   int lane_;
 };
 
-template <class T, int Hidden>
+template <class T, class Element, int Hidden>
 class TokenMultiplier {
  public:
+  using Group = TokenGroup<Element>;
+
   __device__ __forceinline__ TokenMultiplier(const TokenParameters<T>& p,
                                              const TokenLayer<T>* layers, const TokenShares& shares,
                                              const waterweight::weight_ring& ring,
                                              StagedPlanes* staged, const std::int8_t* first_planes,
-                                             const std::int8_t* second_planes, TokenGroup* groups)
+                                             const std::int8_t* second_planes, Group* groups)
       : p_(p),
         layers_(layers),
         shares_(shares),
@@ -173,11 +184,14 @@ class TokenMultiplier {
     __device__ __forceinline__ float biased(float acc) const { return fmaf(acc, scale, bias); }
   };
 
-  /// Of row `row`, lane % 4 of its tile, as it lies in a slot.
+  static constexpr bool kQuantized = TokenTile<Element>::kQuantized;
+  static constexpr int kRows = TokenTile<Element>::kRows;
+
+  /// Of row `row`, lane % kRows of its tile, as it lies in a slot.
   __device__ __forceinline__ Channel channel(const std::byte* pieces, int row,
                                              const TokenLinear<T>& linear) const {
     Channel c;
-    c.scale = reinterpret_cast<const float*>(pieces)[lane_ % waterweight::kTileRows];
+    c.scale = kQuantized ? reinterpret_cast<const float*>(pieces)[lane_ % kRows] : 1.0f;
     constexpr int kOfPiece = kTokenChannelPiece / sizeof(T);
     const T bias = reinterpret_cast<const T*>(pieces + kTokenChannelPiece)[row % kOfPiece];
     c.bias = linear.bias == nullptr ? 0.0f : waterweight::detail::to_float(bias);
@@ -194,48 +208,59 @@ class TokenMultiplier {
     // Of its rows: the down projection has several tiles of the same.
     const int index = down ? tile.index / kTokenParts : tile.index;
     const int row =
-        (tile.share().first + index * static_cast<int>(gridDim.x)) * waterweight::kTileRows +
-        lane_ % waterweight::kTileRows;
+        (tile.share().first + index * static_cast<int>(gridDim.x)) * kRows + lane_ % kRows;
     const std::int8_t* planes = tile.kind == kUpTile || down ? second_ : first_;
-    if (down) planes += tile.index % kTokenParts * Hidden;
-    const int pitch = down ? kTokenParts * Hidden : Hidden;
+    const int part = tile.index % kTokenParts;  // of K
+    if (down) planes += part * Hidden * (kQuantized ? 1 : static_cast<int>(sizeof(T)));
     const TokenLinear<T>* const linear = layers_[tile.layer].linear;
 
     waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
     const float step = staged_->step[vector];
     waterweight::detail::mbarrier_wait(ring_.full + ring_cursor_.slot, ring_cursor_.parity);
     const std::byte* const slot = ring_.slot(ring_cursor_.slot);
-    const std::byte* const pieces = slot + waterweight::kTileRows * Hidden;
+    const std::byte* const pieces = slot + TokenTile<Element>::bytes(Hidden);
     const Channel c = channel(pieces, row, linear[tile.kind == kHeadTile ? kQkvTile : tile.kind]);
     // The same for every other kind, and then not used.
     const Channel of_down = channel(
         tile.kind == kDenseTile ? pieces + 2 * kTokenChannelPiece : pieces, row, linear[kDownTile]);
-    const int sum = waterweight::warp_tile_sums<Hidden>(reinterpret_cast<const std::int8_t*>(slot),
-                                                        planes, pitch);
+    int sum = 0;         // of INT8 weights
+    float value = 0.0f;  // of 16-bit weights
+    if constexpr (kQuantized) {
+      const int pitch = down ? kTokenParts * Hidden : Hidden;
+      sum = waterweight::warp_tile_sums<Hidden>(reinterpret_cast<const std::int8_t*>(slot), planes,
+                                                pitch);
+    } else {
+      value = waterweight::warp_half_tile<T, Hidden>(reinterpret_cast<const T*>(slot),
+                                                     reinterpret_cast<const T*>(planes));
+    }
     __syncwarp();
     if (lane_ == 0) waterweight::detail::mbarrier_arrive(ring_.empty + ring_cursor_.slot);
     ring_cursor_.advance(kTokenMultiplyWarps, ring_.slots);
 
     if (down) {
-      const int plane = lane_ / waterweight::tile_sum_lane(1, 0);
-      const int r = lane_ % waterweight::tile_sum_lane(1, 0);
-      if (plane < waterweight::kPlanes && r < waterweight::kTileRows) {
-        atomicAdd(&groups_[index].sums[plane][r], sum);
+      if constexpr (kQuantized) {
+        const int plane = lane_ / waterweight::tile_sum_lane(1, 0);
+        const int r = lane_ % waterweight::tile_sum_lane(1, 0);
+        if (plane < waterweight::kPlanes && r < kRows) {
+          atomicAdd(&groups_[index].sums[plane][r], sum);
+        }
+      } else if (lane_ < kRows) {
+        groups_[index].part_sums[part][lane_] = value;
       }
       arrive(groups_[index], row, of_down, epoch, tile.layer);
       return;
     }
-    const float acc = step * waterweight::warp_tile_value(sum);
+    const float acc = kQuantized ? step * waterweight::warp_tile_value(sum) : value;
     if (tile.kind == kDenseTile) {
-      if (lane_ < waterweight::kTileRows) {
+      if (lane_ < kRows) {
         groups_[index].x[lane_] = c.biased(acc) + groups_[index].x[lane_];
       }
       arrive(groups_[index], row, of_down, epoch, tile.layer);
     } else if (tile.kind == kHeadTile) {
-      if (lane_ < waterweight::kTileRows) {
-        const float value = acc * c.scale;
-        p_.logits[row] = value;
-        if (row < vocab_limit) *best = better(*best, {value, row});
+      if (lane_ < kRows) {
+        const float logit = acc * c.scale;
+        p_.logits[row] = logit;
+        if (row < vocab_limit) *best = better(*best, {logit, row});
       }
     } else {
       float y = c.biased(acc);
@@ -249,11 +274,11 @@ class TokenMultiplier {
     }
   }
 
-  /// Lanes 0 and 2 store what lanes 0 and 1, 2 and 3 have.
+  /// Even lanes store what they and the next one have.
   __device__ __forceinline__ void store_pair(waterweight::flagged_word* target, int row, float y,
                                              std::uint32_t epoch) const {
     const float above = __shfl_down_sync(0xffffffffu, y, 1);
-    if (lane_ == 0 || lane_ == 2) {
+    if (lane_ < kRows && lane_ % 2 == 0) {
       waterweight::store_flagged(target + row / 2, waterweight::detail::pack_pair<T>(y, above),
                                  epoch);
     }
@@ -272,22 +297,27 @@ class TokenMultiplier {
 
   /// One contribution to a group of residual rows is in shared memory; the last one adds them up
   /// and passes the rows on to the next layer.
-  __device__ __forceinline__ void arrive(TokenGroup& group, int row, const Channel& c,
+  __device__ __forceinline__ void arrive(Group& group, int row, const Channel& c,
                                          std::uint32_t epoch, int layer) const {
     __syncwarp();
     int before = 0;
     if (lane_ == 0) before = arrive_at(&group.arrived);
     before = __shfl_sync(0xffffffffu, before, 0);
     if (before < kTokenParts) return;
-    if (lane_ < waterweight::kTileRows) {
-      const float step = staged_->step[kDownInput];
-      const float sum =
-          step * waterweight::fixed_point_sum(group.sums[0][lane_], group.sums[1][lane_],
-                                              group.sums[2][lane_]);
+    if (lane_ < kRows) {
+      float sum = 0.0f;
+      if constexpr (kQuantized) {
+        sum = staged_->step[kDownInput] * waterweight::fixed_point_sum(group.sums[0][lane_],
+                                                                       group.sums[1][lane_],
+                                                                       group.sums[2][lane_]);
+#pragma unroll
+        for (int plane = 0; plane < waterweight::kPlanes; ++plane) group.sums[plane][lane_] = 0;
+      } else {
+#pragma unroll
+        for (int part = 0; part < kTokenParts; ++part) sum += group.part_sums[part][lane_];
+      }
       const float x = c.biased(sum) + group.x[lane_];
       group.x[lane_] = x;
-#pragma unroll
-      for (int plane = 0; plane < waterweight::kPlanes; ++plane) group.sums[plane][lane_] = 0;
       if (lane_ == 0) group.arrived = 0;
       waterweight::store_flagged(p_.exchange.x + ((layer + 1) & 1) * Hidden + row,
                                  __float_as_uint(x), epoch + 1);
@@ -301,7 +331,7 @@ class TokenMultiplier {
   waterweight::ring_cursor ring_cursor_;
   StagedPlanes* staged_;
   const std::int8_t *first_, *second_;
-  TokenGroup* groups_;
+  Group* groups_;
   int lane_, halves_done_ = 0;
 };
 

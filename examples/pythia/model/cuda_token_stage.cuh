@@ -1,5 +1,6 @@
 // The staging warps of the token kernel: they wait for a vector that all blocks have contributed to
-// and turn it into the planes that the multiplying warps read. LayerNorm follows layernorm_kernel
+// and turn it into the planes that the multiplying warps read, or where weights have 16 bits leave
+// it as it is. LayerNorm follows layernorm_kernel
 // addition by addition, so both ways of decoding get the same bits from it.
 #pragma once
 
@@ -23,11 +24,13 @@ struct StagedPlanes {
   volatile int mlp_layers;  ///< of how many layers the input of down has arrived
 };
 
-/// E: hidden / kTokenStagingThreads, and a quarter of intermediate / kTokenStagingThreads.
-template <class T, int E>
+/// E: hidden / kTokenStagingThreads, and a quarter of intermediate / kTokenStagingThreads. Element:
+/// of the weights.
+template <class T, int E, class Element>
 class TokenStager {
  public:
   static constexpr int kWarps = kTokenStagingThreads / 32;
+  static constexpr bool kPlanes = TokenTile<Element>::kQuantized;
 
   struct Scratch {
     float sum[kWarps], squares[kWarps];
@@ -155,6 +158,16 @@ class TokenStager {
         weight[j] = rounded(unit * weight[j] + bias[j]);
         most = max(most, waterweight::magnitude_bits(weight[j]));
       }
+      if constexpr (!kPlanes) {
+        T* const values = reinterpret_cast<T*>(i == 0 ? first_ : second_) + thread_;
+#pragma unroll
+        for (int j = 0; j < E; ++j) {
+          values[j * kTokenStagingThreads] = waterweight::detail::from_float<T>(weight[j]);
+        }
+        publish(vector, 1.0f);
+        if (i + 1 < norms) load_norm(layers_[layer].mlp_norm, weight, bias);
+        continue;
+      }
       put_largest(most, vector);
       sync();
       const waterweight::fixed_point_scale step(largest(vector));
@@ -210,6 +223,16 @@ class TokenStager {
     uint2 words[N];
     waterweight::wait_flagged_pairs<N, kTokenStagingThreads>(one_base(source + 2 * thread_),
                                                              present, epoch, words);
+    if constexpr (!kPlanes) {
+      if (vector == kDownInput && thread_ == 0) staged_->mlp_layers += 1;
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        if (!All && j >= present) break;
+        reinterpret_cast<uint2*>(planes)[thread_ + j * kTokenStagingThreads] = words[j];
+      }
+      publish(vector, 1.0f);
+      return;
+    }
     std::uint32_t most = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {

@@ -18,14 +18,20 @@
 
 namespace pythia {
 
-/// Calls f(head_dim, E) as std::integral_constants for the models that have a token kernel;
-/// otherwise returns false. E: see token_kernel.
-template <class F>
-bool dispatch_token_kernel(int head_dim, int hidden, const F& f) {
+/// Calls f(head_dim, E, Element()) with std::integral_constants for the models that have a token
+/// kernel; otherwise returns false. E, Element: see token_kernel.
+template <class T, class F>
+bool dispatch_token_kernel(int head_dim, int hidden, WeightType weights, const F& f) {
   const auto is = [&](auto dim, auto e) {
     if (head_dim != dim || hidden != e * kTokenStagingThreads) return false;
-    f(dim, e);
-    return true;
+    // With 16-bit weights not every width has code: it takes long to compile.
+    constexpr bool kHasHalf = dim.value <= 128 && (dim.value < 128 || e.value > 1);
+    if (weights == WeightType::int8) {
+      f(dim, e, std::int8_t{});
+    } else if constexpr (kHasHalf) {
+      f(dim, e, T{});
+    }
+    return weights == WeightType::int8 || kHasHalf;
   };
   using std::integral_constant;
   constexpr integral_constant<int, 64> k64;
@@ -53,8 +59,9 @@ class TokenStep {
   /// Decides whether the kernel serves these options, and registers its buffers if so.
   void plan(const Config& config, const EngineOptions& options, const KvState<T>& kv,
             const waterweight::device_info& device, DeviceArena* arena) {
-    active_ = options.one_launch_decode && options.weights == WeightType::int8 &&
-              options.batch_size == 1 && config.parallel_residual && shape(config, kv, device);
+    weights_ = options.weights;
+    active_ = options.one_launch_decode && options.batch_size == 1 && config.parallel_residual &&
+              shape(config, kv, device);
     if (!active_) return;
     const auto hidden = static_cast<std::size_t>(config.hidden_size);
     const auto heads = static_cast<std::size_t>(config.num_heads);
@@ -83,7 +90,9 @@ class TokenStep {
     if (!active_) return;
     const CudaWeights<T>& weights = *step.weights;
     const auto linear = [](const CudaLinear<T>& from) {
-      return TokenLinear<T>{from.quantized, from.scale, from.bias};
+      const void* const weight =
+          from.quantized != nullptr ? static_cast<const void*>(from.quantized) : from.weight;
+      return TokenLinear<T>{static_cast<const std::byte*>(weight), from.scale, from.bias};
     };
     std::vector<TokenLayer<T>> layers;
     for (std::size_t i = 0; i < weights.layers.size(); ++i) {
@@ -123,8 +132,9 @@ class TokenStep {
   void enqueue(bool choose, cudaStream_t stream) const {
     TokenParameters<T> p = p_;
     p.ending.choose = choose;
-    dispatch_token_kernel(head_dim_, p.hidden, [&](auto dim, auto e) {
-      check_cuda(launch_token_kernel<T, decltype(dim)::value, decltype(e)::value>(
+    dispatch_token_kernel<T>(head_dim_, p.hidden, weights_, [&](auto dim, auto e, auto element) {
+      using Element = decltype(element);
+      check_cuda(launch_token_kernel<T, decltype(dim)::value, decltype(e)::value, Element>(
                      p, blocks_, shared_bytes_, stream),
                  "token_kernel");
     });
@@ -133,9 +143,11 @@ class TokenStep {
  private:
   /// Fills what follows from the sizes; returns whether they fit.
   bool shape(const Config& config, const KvState<T>& kv, const waterweight::device_info& device) {
-    const int hidden = config.hidden_size, groups = hidden / waterweight::kTileRows;
+    const int rows =
+        weights_ == WeightType::int8 ? TokenTile<std::int8_t>::kRows : TokenTile<T>::kRows;
+    const int hidden = config.hidden_size, groups = hidden / rows;
     if (device.compute_capability < 90 || hidden % kTokenStagingThreads != 0 ||
-        config.intermediate_size != 4 * hidden || config.vocab_size % waterweight::kTileRows != 0 ||
+        config.intermediate_size != 4 * hidden || config.vocab_size % rows != 0 ||
         config.num_layers > kMaxTokenLayers) {
       return false;
     }
@@ -154,25 +166,25 @@ class TokenStep {
     p_.eps = static_cast<float>(config.layer_norm_eps);
     p_.gelu_tanh = config.activation == Activation::gelu_tanh;
     bool fits = false;
-    dispatch_token_kernel(head_dim_, hidden, [&](auto dim, auto e) {
-      fits = choose_ring<decltype(dim)::value, decltype(e)::value>(kv.policy.evict_every, device);
+    dispatch_token_kernel<T>(head_dim_, hidden, weights_, [&](auto dim, auto e, auto element) {
+      fits = choose_ring<decltype(dim)::value, decltype(e)::value, decltype(element)>(
+          kv.policy.evict_every, device);
     });
     return fits;
   }
 
   /// As many tiles as fit beside the rest; false if the kernel cannot run with them.
-  template <int HeadDim, int E>
+  template <int HeadDim, int E, class Element>
   bool choose_ring(int evict_every, const waterweight::device_info& device) {
-    const auto kernel = token_kernel<T, HeadDim, E>;
+    const auto kernel = token_kernel<T, HeadDim, E, Element>;
     // Built for an older architecture, and translated for this one, the kernel is empty.
     if (!waterweight::detail::compiled_for(90, kernel)) return false;
     cudaFuncAttributes attributes;
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
     const std::size_t tile =
-        static_cast<std::size_t>(waterweight::kTileRows) * static_cast<std::size_t>(p_.hidden) +
-        kTokenChannelBytes;
+        static_cast<std::size_t>(TokenTile<Element>::bytes(p_.hidden) + kTokenChannelBytes);
     const auto layout = [&](std::size_t slots) {
-      return TokenShared(slots * tile, p_.hidden, p_.inner,
+      return TokenShared(slots * tile, TokenTile<Element>::kStagedBytes, p_.hidden, p_.inner,
                          sizeof(TokenLayer<T>) * static_cast<std::size_t>(p_.layer_count + 1),
                          TokenAttention<T, HeadDim>::attend::shape::shared_bytes(p_.most_slots),
                          token_merge_bytes(evict_every))
@@ -198,6 +210,7 @@ class TokenStep {
   }
 
   bool active_ = false;
+  WeightType weights_ = WeightType::int8;
   int blocks_ = 0, head_dim_ = 0;
   std::size_t shared_bytes_ = 0;
   TokenLayer<T>* layers_ = nullptr;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <waterweight/device/flagged.cuh>
+#include <waterweight/device/half_tile.cuh>
 #include <waterweight/device/weight_ring.cuh>
 #include <waterweight/types.hpp>
 
@@ -34,16 +35,31 @@ constexpr int kTokenParts = 4;
 
 constexpr int kMaxTokenLayers = 64;
 constexpr int kMaxTokenUnits = 32;   ///< splits of heads a block may attend over in a layer
-constexpr int kMaxTokenGroups = 16;  ///< groups of four residual rows a block may own
+constexpr int kMaxTokenGroups = 16;  ///< groups of residual rows (a tile's) a block may own
 constexpr int kMaxRingSlots = 64;
 constexpr int kLeastInFlight = 2;
 constexpr int kLeastRingSlots =
     kTokenMultiplyWarps + kLeastInFlight;  ///< what weight_ring asks for
 
+/// What a warp multiplies at a time, by the type of the weights: INT8 ones are multiplied in fixed
+/// point (device/fixed_point_tile.cuh), 16-bit ones as they are (device/half_tile.cuh), in tiles of
+/// as many bytes.
+template <class Element>
+struct TokenTile {
+  static constexpr bool kQuantized = sizeof(Element) == 1;
+  static constexpr int kRows = kQuantized ? waterweight::kTileRows : waterweight::kHalfTileRows;
+  /// Shared memory that an activation takes: planes, or itself.
+  static constexpr int kStagedBytes = kQuantized ? waterweight::kPlanes : 2;
+  /// Of `hidden` elements of K.
+  WATERWEIGHT_HOST_DEVICE static constexpr int bytes(int hidden) {
+    return kRows * hidden * static_cast<int>(sizeof(Element));
+  }
+};
+
 template <class T>
 struct TokenLinear {
-  const std::int8_t* weight = nullptr;
-  const float* scale = nullptr;
+  const std::byte* weight = nullptr;  ///< of the Element the kernel is compiled for
+  const float* scale = nullptr;       ///< of INT8 weights
   const T* bias = nullptr;
 };
 
@@ -110,13 +126,13 @@ struct TokenParameters {
 struct TokenShared {
   std::size_t first_planes, second_planes, layers, attention, merge, total;
 
-  /// ring: bytes of all slots. layer_bytes: of the table of layers. attention_bytes, merge_bytes:
-  /// what those need.
-  WATERWEIGHT_HOST_DEVICE TokenShared(std::size_t ring, int hidden, int inner,
+  /// ring: bytes of all slots. staged: of an activation. layer_bytes: of the table of layers.
+  /// attention_bytes, merge_bytes: what those need.
+  WATERWEIGHT_HOST_DEVICE TokenShared(std::size_t ring, int staged, int hidden, int inner,
                                       std::size_t layer_bytes, std::size_t attention_bytes,
                                       std::size_t merge_bytes) {
     const auto round = [](std::size_t bytes) { return (bytes + 127) / 128 * 128; };
-    const std::size_t planes = 3;
+    const auto planes = static_cast<std::size_t>(staged);
     first_planes = round(ring);
     second_planes = first_planes + round(planes * static_cast<std::size_t>(hidden));
     layers = second_planes + round(planes * static_cast<std::size_t>(inner));
