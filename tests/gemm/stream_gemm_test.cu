@@ -41,13 +41,13 @@ class StreamGemmTest : public test::GemmFixture<Types> {
           x, operand, y, epilogue, this->stream, early};
       const auto run = [&](auto n_tiles) {
         const detail::stream_plan plan =
-            detail::make_stream_plan(this->device.sm_count, operand.rows, operand.cols, operand.ld,
-                                     sizeof(Element), n_tiles, least_cluster);
+            detail::make_stream_plan(this->device.sm_count, x.rows, operand.rows, operand.cols,
+                                     operand.ld, sizeof(Element), least_cluster);
         if (plan.clusters == 0) return cudaErrorInvalidValue;
         return launcher.template run<n_tiles>(plan);
       };
-      return x.rows <= 8 ? run(std::integral_constant<int, 1>{})
-                         : run(std::integral_constant<int, 2>{});
+      return detail::stream_n_tiles(x.rows) == 1 ? run(std::integral_constant<int, 1>{})
+                                                 : run(std::integral_constant<int, 2>{});
     };
     test::GemmFixture<Types>::check(shape, kind, generator, gemm);
   }

@@ -41,7 +41,7 @@ struct gemm_launcher {
     if constexpr (kCompiledForSm90) {
       using launcher = stream_launcher<T, Element, Out, Epilogue>;
       const stream_plan plan =
-          make_stream_plan(device.sm_count, w.rows, w.cols, w.ld, sizeof(Element), NTiles);
+          make_stream_plan(device.sm_count, x.rows, w.rows, w.cols, w.ld, sizeof(Element));
       const bool pays = plan.clusters > 0 && plan.cluster <= kStreamPayingCluster;
       if (pays && launcher::present()) {
         return launcher{x, w, y, epilogue, stream, early == early_read::weights}
@@ -65,7 +65,7 @@ struct gemm_launcher {
     const gemm_kind kind = default_gemm_selector{}(x.rows, copyable && w.cols % 16 == 0);
     if (kind == gemm_kind::gemv && may_stream(device)) {
       const cudaError_t status =
-          x.rows <= 8 ? stream_weights<1>(device) : stream_weights<2>(device);
+          stream_n_tiles(x.rows) == 1 ? stream_weights<1>(device) : stream_weights<2>(device);
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();

@@ -47,28 +47,24 @@ class stream_filler {
   /// Asks for the tiles after those to be brought into L2: memory has time until activations are
   /// there and room is made in the ring.
   __device__ __forceinline__ void look_ahead() const {
-    if (!plan_.whole_rows || threadIdx.x % 32 != 0) return;
+    const int lane = threadIdx.x % 32;
     for (int tile = known_; tile < min(known_ + kStreamLookAhead, share_.tiles); ++tile) {
-      const int row = share_.row_of(tile);
-      bulk_prefetch(first_ + row * ld_, min(kStreamTile, rows_ - row) * share_.k_bytes);
+      const int row = share_.row_of(tile) + lane;
+      if (lane < kStreamTile && row < rows_) bulk_prefetch(first_ + row * ld_, share_.k_bytes);
     }
   }
 
-  /// The others. The next kernel may start when there is little more to ask for: earlier, its
-  /// blocks would compete for memory, and have nothing left to ask for when it falls idle.
+  /// The others. A launch by this warp takes effect when the copies have arrived that it asked for
+  /// before.
   __device__ __forceinline__ void run() const {
     stream_turn at;
     for (int tile = known_; tile < share_.tiles; ++tile) {
-      if (tile == max(known_, share_.tiles - kStreamLast)) launch_dependents();
       mbarrier_wait(barriers_.empty + at.place, at.parity);
       push(tile, at.place);
       at.advance(plan_.slots);
     }
-    if (known_ == share_.tiles) {
-      launch_dependents();
-    } else {
-      complete_last_group();
-    }
+    if (plan_.trigger == kStreamAfterFilling) launch_dependents();
+    if (known_ < share_.tiles) complete_last_group();
   }
 
  private:
@@ -140,6 +136,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     if (!early) wait_for_earlier_kernels();
     filler.begin();
   } else if (warp == kStreamWarps) {
+    if (plan.trigger == 0) launch_dependents();
     barriers.init_others(plan, warps);
   }
   // Parameters come through a cache that is cold at every launch: not when they are first needed.
@@ -184,6 +181,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
       mine.write_sums(to + buffer.place * kStreamWarps * kSums);
       named_barrier_arrive(stream_summed(buffer.place), 32 * (warps + 1));
       buffer.advance(kStreamBuffers);
+      if (warp == 0 && q + 1 == plan.trigger) launch_dependents();
     }
   } else if (warp == kStreamWarps) {
     constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float)), kAhead = kStreamScales / 2;

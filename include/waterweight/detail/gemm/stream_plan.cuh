@@ -23,9 +23,8 @@ inline constexpr int kStreamMaxCluster = 8;  ///< a portable cluster
 inline constexpr int kStreamPayingCluster = 4;
 inline constexpr int kStreamBuffers = 2;    ///< of sums on their way from the warps
 inline constexpr int kStreamInboxes = 2;    ///< groups whose sums a block can take from others
-inline constexpr int kStreamLookAhead = 6;  ///< tiles asked of L2 beyond what the ring holds
-inline constexpr int kStreamLast = 8;    ///< tiles left to ask for when the next kernel may start
-inline constexpr int kStreamScales = 8;  ///< groups whose scales are there or on their way
+inline constexpr int kStreamLookAhead = 2;  ///< tiles asked of L2 beyond what the ring holds
+inline constexpr int kStreamScales = 8;     ///< groups whose scales are there or on their way
 
 /// Chunks of a row whose activations a warp keeps in registers, with up to 8 * n_tiles tokens.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int n_tiles, int element_bytes) {
@@ -36,6 +35,8 @@ WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int n_tiles, int element_byt
 WATERWEIGHT_HOST_DEVICE constexpr int stream_blocks(int n_tiles, int element_bytes) {
   return n_tiles == 1 && element_bytes == 1 ? 2 : 1;
 }
+
+WATERWEIGHT_HOST_DEVICE constexpr int stream_n_tiles(std::int64_t m) { return m <= 8 ? 1 : 2; }
 
 /// Floats in the sums of one group of rows.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_sums(int n_tiles) { return n_tiles * 128; }
@@ -52,6 +53,7 @@ struct stream_plan {
   int last_warps;   ///< in the last block of the cluster
   int slots;        ///< of the ring
   bool whole_rows;  ///< a tile is one piece of memory
+  int trigger;      ///< groups read when the next kernel may start, or kStreamAfterFilling
 
   /// Bytes from row to row in the ring. Where rows are copied one by one, neighbours lie in
   /// different halves of the banks.
@@ -75,10 +77,26 @@ constexpr bool may_stream(const device_info& device) {
   return device.compute_capability >= 90 && device.max_shared_bytes >= 224 * 1024;
 }
 
-/// The plan for W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at least
-/// `least_cluster`; clusters == 0 if K is too long.
-constexpr stream_plan make_stream_plan(int sms, std::int64_t n, std::int64_t k, std::int64_t ld,
-                                       int element_bytes, int n_tiles, int least_cluster = 1) {
+inline constexpr int kStreamAfterFilling = -1;
+
+/// When the next kernel may start, for blocks with `groups` groups of so many bytes. Its first
+/// weights should be asked for behind this one's last: earlier, its blocks compete for memory and
+/// have nothing left to ask for when it falls idle. Small products are best followed at once, but
+/// for more than four tokens: loading their activations takes too long while it asks for weights.
+/// On H200, INT8, one token, us (the next kernel after filling; at once; three groups before the
+/// end; four): 2560 x 2560 3.5, 2.9; 7680 x 2560 6.4, 6.5, 6.0, 6.6; 17920 x 2560 13.0, 12.7, 12.0,
+/// 12.8; 50304 x 2560 30.3, 31.1, 32, 30.3; 2560 x 10240 9.8, 11.6, 9.2, 10.9.
+constexpr int stream_trigger(std::int64_t m, std::int64_t groups, std::int64_t group_bytes) {
+  if (groups * group_bytes <= 128 * 1024) return m <= 4 ? 0 : kStreamAfterFilling;
+  const std::int64_t left = groups > 20 ? 4 : 3;
+  return groups > left ? static_cast<int>(groups - left) : kStreamAfterFilling;
+}
+
+/// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
+/// least `least_cluster`; clusters == 0 if K is too long.
+constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, std::int64_t k,
+                                       std::int64_t ld, int element_bytes, int least_cluster = 1) {
+  const int n_tiles = stream_n_tiles(m);
   const auto divide_up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   const std::int64_t all = divide_up(k * element_bytes, kStreamChunk);
   std::int64_t cluster = divide_up(all, kStreamWarps * stream_chunks(n_tiles, element_bytes));
@@ -91,7 +109,10 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t n, std::int64_t k, 
   // A cluster stays inside a GPC, so that large ones leave SMs idle, and all must run at once.
   const std::int64_t most_clusters =
       cluster <= 2 || sms <= 16 ? sms / cluster : (sms - 12) / cluster;
-  const std::int64_t each = divide_up(tiles, most_clusters), clusters = divide_up(tiles, each);
+  const std::int64_t each = divide_up(tiles, most_clusters);
+  // One block on every SM: wherever there is room for two, those of the next kernel go in pairs.
+  const bool on_all = cluster == 1 && tiles > sms && stream_blocks(n_tiles, element_bytes) > 1;
+  const std::int64_t clusters = on_all ? sms : divide_up(tiles, each);
   stream_plan plan{};
   plan.cluster = static_cast<int>(cluster);
   plan.clusters = static_cast<int>(clusters);
@@ -107,6 +128,8 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t n, std::int64_t k, 
   const std::int64_t useful = each < kStreamTiles ? kStreamTiles : each;
   plan.slots = static_cast<int>(fitting < useful ? fitting : useful);
   if (plan.slots > kStreamMaxSlots) plan.slots = kStreamMaxSlots;
+  plan.trigger =
+      stream_trigger(m, divide_up(each, kStreamTiles), kStreamGroup * kStreamChunk * chunks);
   return plan;
 }
 
