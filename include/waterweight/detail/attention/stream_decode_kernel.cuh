@@ -92,7 +92,7 @@ struct stream_decoder {
     // Each lane that stores arrives itself: no order among lanes to rely on.
     for (int i = 0; i < kStreamHeads; ++i) {
       mbarrier_init(at->prepared + i, 32 * shape::kPrepareWarps);
-      mbarrier_init(at->attended + i, 32 * kStreamAttendWarps);
+      mbarrier_init(at->attended + i, kStreamWriters * kStreamAttendWarps);
       mbarrier_init(at->booked + i, kStreamBookThreads);
     }
     mbarrier_init_fence();
@@ -129,39 +129,51 @@ struct stream_decoder {
                                           const heads_view<const T>& v_new,
                                           const rotary_view& rotary, float scale_log2) const {
     const int d = static_cast<int>(threadIdx.x) - shape::kFirstPrepare;
-    element_rotation rotation(rotary, min(d, HeadDim - 1));
-    wait_for_earlier_kernels();
-    for_each_head([&](int row, int buffer, std::uint32_t parity, int) {
+    const int element = min(d, HeadDim - 1);
+    element_rotation rotation(rotary, element);
+    struct request {
+      T q_own, q_partner, key_own, key_partner, value;
+      int step, length, free_slot;
+    } next;
+    // A head ahead: what is asked for waits behind the copies under way.
+    const auto ask = [&](int row) {
+      if (row >= cache.batch * cache.kv_heads) return;
       const int sequence = row / cache.kv_heads, head = row % cache.kv_heads;
       const T* const q_head = q.data + sequence * q.batch_stride + head * q.head_stride;
       const T* const key = k_new.data + sequence * k_new.batch_stride + head * k_new.head_stride;
       const T* const value = v_new.data + sequence * v_new.batch_stride + head * v_new.head_stride;
-      float q_own = 0.0f, q_partner = 0.0f, key_own = 0.0f, key_partner = 0.0f;
-      T new_value{};
+      next = {q_head[element],
+              q_head[rotation.partner()],
+              key[element],
+              key[rotation.partner()],
+              value[element],
+              __ldcg(state.step + sequence),
+              __ldcg(state.length + sequence),
+              __ldcg(state.free_slot + row)};
+    };
+    wait_for_earlier_kernels();
+    ask(blockIdx.x);
+    for_each_head([&](int row, int buffer, std::uint32_t parity, int) {
+      const request now = next;
+      ask(row + gridDim.x);
+      const int live = min(now.length + 1, cache.capacity);
+      const int fresh = min(max(now.free_slot, 0), live - 1);
+      rotation.set_position(now.step);
+      // Not contracted, as that could differ from kernel to kernel.
+      const float query_element =
+          __fmul_rn(rotation(to_float(now.q_own), to_float(now.q_partner)), scale_log2);
+      const T new_key = from_float<T>(rotation(to_float(now.key_own), to_float(now.key_partner)));
+      // Until then the head before in this buffer needs what is there.
+      mbarrier_wait(at->booked + buffer, parity ^ 1);
       if (d < HeadDim) {
-        q_own = to_float(q_head[d]);
-        q_partner = to_float(q_head[rotation.partner()]);
-        key_own = to_float(key[d]);
-        key_partner = to_float(key[rotation.partner()]);
-        new_value = value[d];
-      }
-      const int step = __ldcg(state.step + sequence);
-      const int live = min(__ldcg(state.length + sequence) + 1, cache.capacity);
-      const int fresh = min(max(__ldcg(state.free_slot + row), 0), live - 1);
-      mbarrier_wait(at->attended + buffer, parity ^ 1);  // the head before in this buffer
-      if (d < HeadDim) {
-        rotation.set_position(step);
-        // Not contracted, as that could differ from kernel to kernel.
-        store_query<T, HeadDim>(query(buffer), 0, d,
-                                __fmul_rn(rotation(q_own, q_partner), scale_log2));
-        const T new_key = from_float<T>(rotation(key_own, key_partner));
+        store_query<T, HeadDim>(query(buffer), 0, d, query_element);
         fresh_key(buffer)[d] = new_key;
-        fresh_key(buffer)[HeadDim + d] = new_value;
+        fresh_key(buffer)[HeadDim + d] = now.value;
         const std::int64_t to = (std::int64_t{row} * cache.capacity + fresh) * HeadDim + d;
         cache.k[to] = new_key;
-        cache.v[to] = new_value;
+        cache.v[to] = now.value;
       }
-      if (d == 0) small->info[buffer] = {step, live, fresh};
+      if (d == 0) small->info[buffer] = {now.step, live, fresh};
       mbarrier_arrive(at->prepared + buffer);
     });
   }
@@ -170,8 +182,7 @@ struct stream_decoder {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
     const int chunks = splits() * kSplitChunks, pairs = places_of_head();
     for_each_head([&](int, int buffer, std::uint32_t parity, int i) {
-      mbarrier_wait(at->prepared + buffer, parity);
-      mbarrier_wait(at->booked + buffer, parity ^ 1);
+      mbarrier_wait(at->prepared + buffer, parity);  // so its buffers are free
       const int live = small->info[buffer].live, fresh = small->info[buffer].fresh;
 #pragma unroll 1
       for (int c = warp; c < chunks; c += kStreamAttendWarps) {
@@ -194,7 +205,7 @@ struct stream_decoder {
             softmax.template compute<HeadDim>(query(buffer), 1, keys, live - first);
           });
         }
-        if (lane / 4 == 0) {
+        if (lane < kStreamWriters) {
           if (lane == 0) stats(buffer)[c] = {softmax.maximum, softmax.sum};
           softmax.store(p(buffer) + first);
         }
@@ -202,11 +213,11 @@ struct stream_decoder {
           with(number + 1, fresh_key(buffer) + HeadDim, [&](const chunk_rows& values) {
             softmax.template weigh<HeadDim>(values, live - first, 1, outputs(buffer, c));
           });
-        } else {
-          for (int d = lane; d < HeadDim; d += 32) outputs(buffer, c)[d] = 0.0f;
+        } else if (lane < kStreamWriters) {
+          for (int d = lane; d < HeadDim; d += kStreamWriters) outputs(buffer, c)[d] = 0.0f;
         }
       }
-      mbarrier_arrive(at->attended + buffer);
+      if (lane < kStreamWriters) mbarrier_arrive(at->attended + buffer);
     });
   }
 
@@ -216,12 +227,21 @@ struct stream_decoder {
     const int thread = static_cast<int>(threadIdx.x) - shape::kFirstBook;
     const int split = thread / 32, count = splits();
     const bool own_keys = policy.granularity == h2o_granularity::per_head;
+    const auto books_of = [&](int row) {
+      const std::int64_t slots = std::int64_t{row} * cache.capacity;
+      return split_books(state.score + slots, state.position + slots, split * kSplitSlots);
+    };
     wait_for_earlier_kernels();
+    split_books next = books_of(blockIdx.x);
+    next.load(cache.capacity);
     for_each_head([&](int row, int buffer, std::uint32_t parity, int) {
       const int sequence = row / cache.kv_heads, head_of = row % cache.kv_heads;
       const std::int64_t slots = std::int64_t{row} * cache.capacity;
-      split_books books(state.score + slots, state.position + slots, split * kSplitSlots);
-      books.load(cache.capacity);
+      split_books books = next;
+      if (row + static_cast<int>(gridDim.x) < cache.batch * cache.kv_heads) {
+        next = books_of(row + gridDim.x);
+        next.load(cache.capacity);
+      }
       mbarrier_wait(at->prepared + buffer, parity);
       const stream_head_info info = small->info[buffer];
       const h2o_bookkeeping head{state.score + slots,

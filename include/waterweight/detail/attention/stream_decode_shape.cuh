@@ -13,6 +13,7 @@ inline constexpr int kStreamHeads = 2;        ///< heads under way at a time
 inline constexpr int kStreamPlaceChunks = 4;  ///< of keys or values in a place of the ring
 inline constexpr int kStreamPlaceSlots = kStreamPlaceChunks * kChunkSlots;
 inline constexpr int kStreamMaxChunks = kStreamBookWarps * kSplitChunks;
+inline constexpr int kStreamWriters = 4;  ///< lanes of a warp that have what it finds out
 /// Places that pass between two chunks of the same warp: of keys and of values.
 inline constexpr int kStreamStride = 2 * kStreamAttendWarps / kStreamPlaceChunks;
 
