@@ -16,10 +16,10 @@ using detail::wgmma_tile;
 using test::Kind;
 using waterweight::matrix_view;
 
-constexpr wgmma_tile kTiles[] = {wgmma_tile::rows128_tokens64,  wgmma_tile::rows192_tokens64,
-                                 wgmma_tile::rows128_tokens88,  wgmma_tile::rows128_tokens128,
-                                 wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens176,
-                                 wgmma_tile::rows128_tokens256};
+constexpr wgmma_tile kTiles[] = {
+    wgmma_tile::rows128_tokens32,  wgmma_tile::rows192_tokens32,  wgmma_tile::rows128_tokens64,
+    wgmma_tile::rows192_tokens64,  wgmma_tile::rows128_tokens88,  wgmma_tile::rows128_tokens128,
+    wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens176, wgmma_tile::rows128_tokens256};
 static_assert(std::size(kTiles) == detail::kWgmmaTiles);
 
 // Each epilogue is a kernel more for every tile: one that reads what depends on the channel alone,

@@ -34,20 +34,29 @@ __device__ __forceinline__ int cluster_index() {
   return index;
 }
 
-/// Sends 16 bytes to shared address `to` of block `rank` of the cluster. They arrive as 16 bytes at
-/// its mbarrier `barrier`: whoever waits for that sees them. Both addresses as in one's own block.
+/// What block `rank` of the cluster has at shared address `own` of its own: an address of the
+/// cluster's shared memory. Offsets may be added to it as to `own`.
+__device__ __forceinline__ std::uint32_t cluster_address(std::uint32_t own, int rank) {
+  std::uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own), "r"(rank));
+  return address;
+}
+
+/// Sends 16 bytes to another block. They arrive as 16 bytes at its mbarrier `barrier`: whoever
+/// waits for that sees them. Both are cluster addresses.
+__device__ __forceinline__ void send_float4_to(std::uint32_t to, float4 value,
+                                               std::uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
+      " [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
+      : "memory");
+}
+
+/// The same to block `rank` of the cluster, with both addresses as in one's own block.
 __device__ __forceinline__ void send_float4(std::uint32_t to, float4 value, std::uint32_t barrier,
                                             int rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote, remote_barrier;\n"
-      "mapa.shared::cluster.u32 remote, %0, %6;\n"
-      "mapa.shared::cluster.u32 remote_barrier, %5, %6;\n"
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
-      " [remote], {%1, %2, %3, %4}, [remote_barrier];\n"
-      "}\n" ::"r"(to),
-      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier), "r"(rank)
-      : "memory");
+  send_float4_to(cluster_address(to, rank), value, cluster_address(barrier, rank));
 }
 
 /// An array in the shared memory of block `rank` of the cluster, of elements of 4 or 8 bytes. What
@@ -61,7 +70,8 @@ class remote_array {
   /// array, barrier: where this block has what is meant in the other one.
   __device__ __forceinline__ remote_array(const Element* array, const std::uint64_t* barrier,
                                           int rank)
-      : array_(address_in(array, rank)), barrier_(address_in(barrier, rank)) {}
+      : array_(cluster_address(shared_address(array), rank)),
+        barrier_(cluster_address(shared_address(barrier), rank)) {}
 
   __device__ __forceinline__ void send(int index, const Element& value) const {
     const std::uint32_t address = array_ + static_cast<std::uint32_t>(sizeof(Element)) * index;
@@ -85,14 +95,6 @@ class remote_array {
   }
 
  private:
-  __device__ __forceinline__ static std::uint32_t address_in(const void* own, int rank) {
-    std::uint32_t address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(address)
-        : "r"(shared_address(own)), "r"(rank));
-    return address;
-  }
-
   std::uint32_t array_, barrier_;
 };
 

@@ -71,8 +71,10 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
 }
 
 // Operand lists: only the text and the number of registers of D differ between the shapes.
-#define WATERWEIGHT_WGMMA_TEXT_32                                        \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
+#define WATERWEIGHT_WGMMA_TEXT_16 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define WATERWEIGHT_WGMMA_TEXT_32 \
+  WATERWEIGHT_WGMMA_TEXT_16       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WATERWEIGHT_WGMMA_TEXT_44 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43"
 #define WATERWEIGHT_WGMMA_TEXT_64                                                    \
@@ -122,6 +124,8 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
     }                                                                                             \
   };
 #define WATERWEIGHT_WGMMA_SHAPES(T, TYPE)                                                          \
+  WATERWEIGHT_WGMMA(T, TYPE, 32, WATERWEIGHT_WGMMA_TEXT_16, WATERWEIGHT_WGMMA_D16, 16, 17, 18, 19, \
+                    20)                                                                            \
   WATERWEIGHT_WGMMA(T, TYPE, 64, WATERWEIGHT_WGMMA_TEXT_32, WATERWEIGHT_WGMMA_D32, 32, 33, 34, 35, \
                     36)                                                                            \
   WATERWEIGHT_WGMMA(T, TYPE, 88, WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_44,              \
@@ -136,7 +140,8 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t sixteens
       WATERWEIGHT_WGMMA_TEXT_32 WATERWEIGHT_WGMMA_TEXT_64 WATERWEIGHT_WGMMA_TEXT_128,              \
       WATERWEIGHT_WGMMA_D128, 128, 129, 130, 131, 132)
 
-/// The instruction for operands of T (__half or __nv_bfloat16) and 64, 88, 128, 176 or 256 tokens.
+/// The instruction for operands of T (__half or __nv_bfloat16) and 32, 64, 88, 128, 176 or 256
+/// tokens.
 template <class T, int Tokens>
 struct wgmma;
 WATERWEIGHT_WGMMA_SHAPES(__half, "f16")
@@ -155,6 +160,7 @@ WATERWEIGHT_WGMMA_SHAPES(__nv_bfloat16, "bf16")
 #undef WATERWEIGHT_WGMMA_TEXT_64
 #undef WATERWEIGHT_WGMMA_TEXT_44
 #undef WATERWEIGHT_WGMMA_TEXT_32
+#undef WATERWEIGHT_WGMMA_TEXT_16
 #undef WATERWEIGHT_WGMMA
 
 }  // namespace detail

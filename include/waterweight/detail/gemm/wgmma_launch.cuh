@@ -52,6 +52,10 @@ struct wgmma_launcher {
       return run<decltype(tile)::value>(device, cut.splits, first, count, start);
     };
     switch (cut.tile) {
+      case wgmma_tile::rows128_tokens32:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens32>{});
+      case wgmma_tile::rows192_tokens32:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows192_tokens32>{});
       case wgmma_tile::rows128_tokens64:
         return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens64>{});
       case wgmma_tile::rows192_tokens64:

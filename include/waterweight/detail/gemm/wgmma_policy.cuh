@@ -7,6 +7,8 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 enum class wgmma_tile {
+  rows128_tokens32,
+  rows192_tokens32,
   rows128_tokens64,
   rows192_tokens64,
   rows128_tokens128,
@@ -15,14 +17,15 @@ enum class wgmma_tile {
   rows128_tokens256,
   rows128_tokens88,
 };
-inline constexpr int kWgmmaTiles = 7;
+inline constexpr int kWgmmaTiles = 9;
 inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 inline constexpr int kWgmmaBlockK = 64;  ///< K elements per block of K: 128 bytes of X
 inline constexpr int kWgmmaMaxStages = 8;
-/// So many bytes of weights a block asks for before the first of X. A block that starts late has X
-/// wait behind them: with all stages' weights ahead, 7680 x 2560 takes 11 % longer at 64 tokens.
-inline constexpr int kWgmmaEarlyBytes = 32 * 1024;
+/// For so many stages a block asks for weights before the first of X. A block that starts late has
+/// X wait behind them: with all stages' weights ahead, 7680 x 2560 takes 11 % longer at 64 tokens,
+/// and with those of four stages 2560 x 2560 takes 1.5 % longer at 512.
+inline constexpr int kWgmmaEarlyStages = 2;
 
 /// A block computes rows() x tokens of Y^T; each warpgroup of consumers owns 64 rows of W.
 struct wgmma_policy {
@@ -36,6 +39,9 @@ struct wgmma_policy {
   /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
   /// one thread of it works, because only whole warpgroups can hand registers to others.
   WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return tokens > 128 || warpgroups > 2; }
+  /// Two blocks that share K exchange halves of their sums: see wgmma_halves. Of 256 tokens these
+  /// would take more shared memory and registers than there are.
+  WATERWEIGHT_HOST_DEVICE constexpr bool halves() const { return tokens < 256; }
   WATERWEIGHT_HOST_DEVICE constexpr int threads() const {
     return consumers() + (wide() ? 128 : 32);
   }
@@ -49,6 +55,10 @@ struct wgmma_policy {
 
 WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) {
   switch (tile) {
+    case wgmma_tile::rows128_tokens32:
+      return {2, 32, 1, 32};
+    case wgmma_tile::rows192_tokens32:
+      return {3, 32, 1, 32};
     case wgmma_tile::rows128_tokens64:
       return {2, 64, 1, 64};
     case wgmma_tile::rows128_tokens88:
@@ -80,11 +90,6 @@ struct wgmma_layout {
   WATERWEIGHT_HOST_DEVICE constexpr int stage_k() const { return blocks * kWgmmaBlockK; }
   WATERWEIGHT_HOST_DEVICE constexpr int stage_bytes() const { return w_bytes + blocks * x_bytes; }
   WATERWEIGHT_HOST_DEVICE constexpr int ring_bytes() const { return stages * stage_bytes(); }
-  /// Stages whose weights are asked for before X.
-  WATERWEIGHT_HOST_DEVICE constexpr int early_stages() const {
-    const int early = (kWgmmaEarlyBytes + w_bytes - 1) / w_bytes;
-    return early < stages ? early : stages;
-  }
 };
 
 WATERWEIGHT_HOST_DEVICE constexpr wgmma_layout wgmma_layout_of(wgmma_policy p, int element_bytes) {

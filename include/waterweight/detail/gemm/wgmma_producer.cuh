@@ -80,11 +80,11 @@ struct wgmma_producer {
   __device__ __forceinline__ void run(ring to, wgmma_start start) const {
     if (start == wgmma_start::after_earlier_kernels) wait_for_earlier_kernels();
     bool first = true;
-    schedule.for_each_segment([&](const wgmma_segment& s) {
+    schedule.for_each_segment([&](const wgmma_segment& s, auto) {
       int stage = s.begin;
       if (first) {
         first = false;
-        const int ahead = min(L.early_stages(), s.end - s.begin);
+        const int ahead = min(kWgmmaEarlyStages, s.end - s.begin);
         ring early = to;
         for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
         if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();

@@ -1,6 +1,8 @@
 // Which part of the product each block of the wgmma kernel computes, in which order.
 #pragma once
 
+#include <type_traits>
+
 #include <waterweight/detail/arch/mbarrier.cuh>
 #include <waterweight/detail/gemm/wgmma_policy.cuh>
 
@@ -56,15 +58,19 @@ struct wgmma_schedule {
     return {row_tile * P.rows(), token_tile * P.tokens, begin, end};
   }
 
-  /// Calls body(wgmma_segment) for all that the calling block computes.
+  /// Calls body(wgmma_segment, split) for all that the calling block computes; split::value: K is
+  /// split.
   template <class Body>
   __device__ __forceinline__ void for_each_segment(const Body& body) const {
     const int cluster = blockIdx.x / blocks, clusters = gridDim.x / blocks;
     if (splits > 1) {
-      body(segment(cluster, stages * rank / splits, stages * (rank + 1) / splits));
+      body(segment(cluster, stages * rank / splits, stages * (rank + 1) / splits),
+           std::true_type{});
     } else {
       const int units = token_tiles * row_units;
-      for (int unit = cluster; unit < units; unit += clusters) body(segment(unit, 0, stages));
+      for (int unit = cluster; unit < units; unit += clusters) {
+        body(segment(unit, 0, stages), std::false_type{});
+      }
     }
   }
 };

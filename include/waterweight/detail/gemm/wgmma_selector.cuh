@@ -34,11 +34,15 @@ struct wgmma_tile_time {
 };
 
 /// The default choice: the plan that should take the least time by what its parts took on H200.
-/// 16-bit weights change all of them alike. On the shapes of gemm_bench at M = 64 to 4096 the plan
+/// 16-bit weights change all of them alike. On the shapes of gemm_bench at M = 32 to 4096 the plan
 /// takes 1 % longer than the fastest one in the mean.
 struct default_wgmma_selector {
   static constexpr wgmma_tile_time time_of(wgmma_tile tile) {
     switch (tile) {
+      case wgmma_tile::rows128_tokens32:
+        return {1900, 210, 30};
+      case wgmma_tile::rows192_tokens32:
+        return {2600, 280, 20};
       case wgmma_tile::rows128_tokens64:
         return {1900, 225, 60};
       case wgmma_tile::rows192_tokens64:
@@ -59,10 +63,11 @@ struct default_wgmma_selector {
   static constexpr std::int64_t kWeightsPerMicrosecond = 3300000;
   static constexpr std::int64_t kNever = std::int64_t{1} << 62;
 
-  /// For 64 tokens, what blocks that share K take to add their sums.
-  static constexpr int adding(int splits) {
-    constexpr int kTimes[kWgmmaMaxSplits + 1] = {0, 0, 850, 970, 1170, 1630, 1950, 2350, 2800};
-    return kTimes[splits];
+  /// What blocks that share K take to add their sums.
+  static constexpr int adding(const wgmma_policy& p, int splits) {
+    constexpr int kOf64Tokens[kWgmmaMaxSplits + 1] = {0, 0, 850, 970, 1170, 1630, 1950, 2350, 2800};
+    constexpr int kHalvesOf64Tokens = 430;
+    return (p.halves() && splits == 2 ? kHalvesOf64Tokens : kOf64Tokens[splits]) * p.tokens / 64;
   }
   /// How many clusters run at once: a cluster stays inside a GPC, which leaves SMs idle. The share
   /// of SMs in thousandths, rounded up: that of the 39 clusters of 3, 30 of 4, 22 of 5, 17 of 6 and
@@ -93,7 +98,7 @@ struct default_wgmma_selector {
       const int units = token_tiles * divide_up(s.n, p.rows());
       // All must run at once.
       if (units > clusters(cut.splits, sms) || blocks < 4 * cut.splits) return kNever;
-      needed = t.fixed + adding(cut.splits) * p.tokens / 64 +
+      needed = t.fixed + adding(p, cut.splits) +
                divide_up(blocks, cut.splits) *
                    std::int64_t{t.block + t.shared * units * cut.splits / sms};
     }
