@@ -293,8 +293,8 @@ TEST_F(ManySequencesTest, GroupedQueries) {
 /// are copied one by one.
 TEST_F(ManySequencesTest, HeadsThatStreamThroughBlocks) {
   expect_each_alone({9, 37, 37, 80}, {4, 150, 140}, {0, 8});
-  expect_each_alone({130, 16, 16, 64}, {0, 20, 20}, {3, 129});
-  expect_each_alone({60, 32, 32, 80}, {4, 30, 80}, {31});
+  expect_each_alone({65, 16, 16, 64}, {0, 20, 20}, {3, 64});
+  expect_each_alone({30, 32, 32, 80}, {4, 30, 80}, {29});
   expect_each_alone({70, 4, 4, 128}, {2, 30, 70}, {0, 69});
   expect_each_alone({9, 32, 32, 80}, {4, 252, 252}, {7});
 }
