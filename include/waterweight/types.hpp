@@ -203,6 +203,9 @@ struct device_info {
   int sm_count = 0;
   int max_shared_bytes = 0;  ///< per block, opt-in limit
   std::int64_t l2_bytes = 0;
+  /// Other kernels run at the same time, on SMs that sm_count leaves out: a caller that divides a
+  /// device sets both.
+  bool beside_others = false;
 };
 
 WATERWEIGHT_NAMESPACE_END

@@ -235,10 +235,14 @@ TEST_F(DecodeInvarianceTest, SharedKeysAreTheSameKeysRepeated) {
 
 /// Enough heads to fill the card several times over, where another kernel runs than for one
 /// sequence alone, from the first token until each step evicts.
-TEST_F(DecodeInvarianceTest, ManySequencesAreEachOneAloneBitForBit) {
+class ManySequencesTest : public DecodeInvarianceTest {
+ protected:
+  void expect_each_alone(const Shape& s, const h2o_policy& policy, std::vector<int> sequences);
+};
+
+void ManySequencesTest::expect_each_alone(const Shape& s, const h2o_policy& policy,
+                                          std::vector<int> sequences) {
   std::mt19937 generator(95);
-  const Shape s{7, 32, 16, 80};
-  const h2o_policy policy{4, 150, 140};
   const int tokens = policy.capacity() + 15;
   Run run(s, tokens, generator);
   Harness together(s.batch, s.heads, s.kv_heads, policy.capacity(), s.head_dim, true);
@@ -248,7 +252,7 @@ TEST_F(DecodeInvarianceTest, ManySequencesAreEachOneAloneBitForBit) {
   run.out.download();
   together.download();
   const std::vector<__half> all = run.out.host;
-  for (const int b : {0, 6}) {
+  for (const int b : sequences) {
     const auto only = [&](waterweight::heads_view<__half> view) {
       view.data += b * view.batch_stride;
       view.batch = 1;
@@ -269,7 +273,7 @@ TEST_F(DecodeInvarianceTest, ManySequencesAreEachOneAloneBitForBit) {
     for (int t = 0; t < tokens; ++t) {
       for (int h = 0; h < s.heads; ++h) {
         const __half* got = reference::head_data(run.out.token(t), b, 0, h);
-        ASSERT_EQ(0, std::memcmp(&all[got - run.out.host.data()], got, 80 * sizeof(__half)))
+        ASSERT_EQ(0, std::memcmp(&all[got - run.out.host.data()], got, s.head_dim * sizeof(__half)))
             << "sequence " << b << " step " << t << " head " << h;
       }
     }
@@ -278,6 +282,21 @@ TEST_F(DecodeInvarianceTest, ManySequencesAreEachOneAloneBitForBit) {
     const auto position = together.position.begin() + together.first(0, b, 0);
     EXPECT_TRUE(std::equal(alone.position.begin(), alone.position.end(), position));
   }
+}
+
+TEST_F(ManySequencesTest, GroupedQueries) {
+  expect_each_alone({7, 32, 16, 80}, {4, 150, 140}, {0, 6});
+}
+
+/// One query head to each KV head: heads stream through the blocks, a different number of them
+/// through each; caches of less than one place of the ring up to all of it, and widths whose rows
+/// are copied one by one.
+TEST_F(ManySequencesTest, HeadsThatStreamThroughBlocks) {
+  expect_each_alone({9, 37, 37, 80}, {4, 150, 140}, {0, 8});
+  expect_each_alone({65, 16, 16, 64}, {0, 20, 20}, {3, 64});
+  expect_each_alone({30, 32, 32, 80}, {4, 30, 80}, {29});
+  expect_each_alone({70, 4, 4, 128}, {2, 30, 70}, {0, 69});
+  expect_each_alone({9, 32, 32, 80}, {4, 252, 252}, {7});
 }
 
 /// Layers in turn, captured and eager, with and without promises to the kernel: the same bits. More

@@ -46,6 +46,18 @@ TYPED_TEST(GemmTest, SmallMOnAlignedRows) {
   }
 }
 
+/// On half of the device, next to others: products of few weights and of many.
+TYPED_TEST(GemmTest, BesideOthers) {
+  std::mt19937 generator(15);
+  this->device.sm_count /= 2;
+  this->device.beside_others = true;
+  int i = 0;
+  for (int m : {8, 9, 16}) {
+    this->check({m, 200, 512, 16, 16, 3}, static_cast<test::Kind>(i++ % 5), generator);
+  }
+  this->check({13, 3301, 2560, 16, 16, 3}, test::Kind::residual, generator);
+}
+
 TYPED_TEST(GemmTest, RandomShapesWithTails) {
   std::mt19937 generator(12);
   for (int i = 0; i < 16; ++i) {

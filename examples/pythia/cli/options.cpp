@@ -56,7 +56,7 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->check(CLI::IsMember({"cpu", "cuda"}));
   add("--launches", options.launches,
       "auto: decode in one kernel launch per token where the GPU, the model and the mode allow it "
-      "(Hopper, one sequence, INT8 weights; bench says where); many: always in one per operation")
+      "(Hopper, one sequence; bench says where); many: always in one per operation")
       ->check(CLI::IsMember({"auto", "many"}))
       ->capture_default_str();
   add("--json", options.json, "write the result to this file");

@@ -225,6 +225,7 @@ DecodeStep<T> CudaEngine<T>::decode_step(int batch) {
     fork = {launch_, launch_, &side_};
     fork.attention.device.sm_count = shares.attention_sms;
     fork.mlp.device.sm_count = shares.mlp_sms;
+    fork.attention.device.beside_others = fork.mlp.device.beside_others = true;
     fork.mlp.stream = side_.get();
     fork.mlp.workspace = {side_workspace_, side_workspace_bytes_};
   }

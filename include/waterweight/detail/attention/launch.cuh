@@ -1,6 +1,7 @@
 // Host side of attention.cuh: checks and launches.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include <waterweight/detail/attention/cluster_decode_kernel.cuh>
@@ -8,6 +9,7 @@
 #include <waterweight/detail/attention/decode_kernel.cuh>
 #include <waterweight/detail/attention/prefill_kernel.cuh>
 #include <waterweight/detail/attention/rotary_kernel.cuh>
+#include <waterweight/detail/attention/stream_decode_kernel.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
@@ -199,6 +201,21 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
     const int group_size = q.heads / cache.kv_heads;
     const cluster_decode_shape<kHeadDim> cluster{group_size, cluster_splits(cache.capacity),
                                                  cache.capacity, evict_every};
+    if constexpr (kStreamsHeads<kHeadDim>) {
+      using stream_shape = stream_decode_shape<kHeadDim>;
+      const std::int64_t heads = std::int64_t{cache.kv_heads} * cache.batch;
+      const bool one_leaves =
+          policy.evict_every == 1 || policy.granularity != h2o_granularity::per_head;
+      if (cluster_decodes<T>(device, cluster) && state.score != nullptr && one_leaves &&
+          stream_takes(cache.capacity, group_size, heads, device.sm_count) &&
+          stream_shape::kBytes + 2048 <= device.max_shared_bytes) {
+        return launch(stream_decode_kernel<T, kHeadDim>,
+                      dim3(static_cast<unsigned>(std::min<std::int64_t>(heads, device.sm_count))),
+                      stream_shape::kThreads, static_cast<std::size_t>(stream_shape::kBytes),
+                      launch_options{1, true}, stream, q, k_new, v_new, rotary, cache, state,
+                      policy, out, scale * kLog2E, early == early_read::cache);
+      }
+    }
     if (cluster_decodes<T>(device, cluster)) {
       const dim3 grid(static_cast<unsigned>(cluster.splits), static_cast<unsigned>(cache.kv_heads),
                       static_cast<unsigned>(cache.batch));

@@ -59,10 +59,25 @@ struct gemm_launcher {
                   static_cast<int>(x.rows), epilogue);
   }
 
+  /// Whether another kernel competes for memory where the streaming kernel, which asks for all of
+  /// it, is no faster than wgmma: a step of Pythia-2.8B with 16 sequences, the MLP beside the
+  /// attention, takes 2268 us on H200 with the one and 2088 with the other.
+  bool shares_memory(const device_info& device) const {
+    return is_quantized_v<Element> && device.beside_others && x.rows > 8 && kCompiledForSm90 &&
+           device.compute_capability == 90;
+  }
+  static constexpr std::int64_t kFewWeights = 8 << 20;  ///< fewer fill no SM's share of wgmma tiles
+
   cudaError_t run(const device_info& device) const {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
                           x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
     const gemm_kind kind = default_gemm_selector{}(x.rows, copyable && w.cols % 16 == 0);
+    if (kind == gemm_kind::gemv && copyable && shares_memory(device)) {
+      if (std::int64_t{w.rows} * w.cols <= kFewWeights) return gemv<2>();
+      const cudaError_t status =
+          wgmma(device, default_wgmma_selector{}(device, x.rows, w.rows, w.cols));
+      if (status != cudaErrorInvalidDeviceFunction) return status;
+    }
     if (kind == gemm_kind::gemv && may_stream(device)) {
       const cudaError_t status =
           stream_n_tiles(x.rows) == 1 ? stream_weights<1>(device) : stream_weights<2>(device);
