@@ -54,16 +54,16 @@ class stream_filler {
     }
   }
 
-  /// The others. A launch by this warp takes effect when the copies have arrived that it asked for
-  /// before.
+  /// The others. A launch by this warp takes effect when the copies that it asked for before have
+  /// arrived.
   __device__ __forceinline__ void run() const {
+    if (plan_.trigger == kStreamAfterFilling) launch_dependents();
     stream_turn at;
     for (int tile = known_; tile < share_.tiles; ++tile) {
       mbarrier_wait(barriers_.empty + at.place, at.parity);
       push(tile, at.place);
       at.advance(plan_.slots);
     }
-    if (plan_.trigger == kStreamAfterFilling) launch_dependents();
     if (known_ < share_.tiles) complete_last_group();
   }
 

@@ -77,7 +77,7 @@ constexpr bool may_stream(const device_info& device) {
   return device.compute_capability >= 90 && device.max_shared_bytes >= 224 * 1024;
 }
 
-inline constexpr int kStreamAfterFilling = -1;
+inline constexpr int kStreamAfterFilling = -1;  ///< when the copies that fill the ring have arrived
 
 /// When the next kernel may start, for blocks with `groups` groups of so many bytes. Its first
 /// weights should be asked for behind this one's last: earlier, its blocks compete for memory and
@@ -111,8 +111,8 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
       cluster <= 2 || sms <= 16 ? sms / cluster : (sms - 12) / cluster;
   const std::int64_t each = divide_up(tiles, most_clusters);
   // One block on every SM: wherever there is room for two, those of the next kernel go in pairs.
-  const bool on_all = cluster == 1 && tiles > sms && stream_blocks(n_tiles, element_bytes) > 1;
-  const std::int64_t clusters = on_all ? sms : divide_up(tiles, each);
+  const bool on_all = cluster <= 2 && each > 1 && stream_blocks(n_tiles, element_bytes) > 1;
+  const std::int64_t clusters = on_all ? most_clusters : divide_up(tiles, each);
   stream_plan plan{};
   plan.cluster = static_cast<int>(cluster);
   plan.clusters = static_cast<int>(clusters);
