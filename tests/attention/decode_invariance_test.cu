@@ -292,6 +292,7 @@ TEST_F(ManySequencesTest, GroupedQueries) {
 /// through each; caches of less than one place of the ring up to all of it, and widths whose rows
 /// are copied one by one.
 TEST_F(ManySequencesTest, HeadsThatStreamThroughBlocks) {
+  device.beside_others = true;
   expect_each_alone({9, 37, 37, 80}, {4, 150, 140}, {0, 8});
   expect_each_alone({65, 16, 16, 64}, {0, 20, 20}, {3, 64});
   expect_each_alone({30, 32, 32, 80}, {4, 30, 80}, {29});

@@ -206,8 +206,8 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
       const std::int64_t heads = std::int64_t{cache.kv_heads} * cache.batch;
       const bool one_leaves =
           policy.evict_every == 1 || policy.granularity != h2o_granularity::per_head;
-      if (cluster_decodes<T>(device, cluster) && state.score != nullptr && one_leaves &&
-          stream_takes(cache.capacity, group_size, heads, device.sm_count) &&
+      if (device.beside_others && cluster_decodes<T>(device, cluster) && state.score != nullptr &&
+          one_leaves && stream_takes(cache.capacity, group_size, heads, device.sm_count) &&
           stream_shape::kBytes + 2048 <= device.max_shared_bytes) {
         return launch(stream_decode_kernel<T, kHeadDim>,
                       dim3(static_cast<unsigned>(std::min<std::int64_t>(heads, device.sm_count))),
