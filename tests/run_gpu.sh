@@ -36,7 +36,8 @@ filter_of() {
     *check:test_link) echo - ;; # asks for code that the GPU may lack: an error by intent
     memcheck:test_gemm) echo "$gemm:TiledGemmTest/0.TilesShared*" ;;
     racecheck:test_gemm) echo "$gemm" ;;
-    memcheck:test_attention) echo 'PrefillTest/0.*:Fp16/DecodeTest/0.*:DecodePolicyTest.TheFused*' ;;
+    memcheck:test_attention)
+      echo 'PrefillTest/0.*:Fp16/DecodeTest/0.*:DecodePolicyTest.TheFused*:*ThroughAFewBlocks' ;;
     racecheck:test_attention)
       echo 'PrefillTest/0.*:Fp16/DecodeTest/0.*-*.ManySlotsPerHead:*.FullAttention' ;;
     *check:test_h2o) echo 'SelectTest/0.*:AccumulateTest/0.*:EvictTest.*-EvictTest.RandomShapes' ;;
