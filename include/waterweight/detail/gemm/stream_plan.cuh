@@ -86,6 +86,9 @@ inline constexpr int kStreamAfterFilling = -1;  ///< when the copies that fill t
 /// On H200, INT8, one token, us (the next kernel after filling; at once; three groups before the
 /// end; four): 2560 x 2560 3.5, 2.9; 7680 x 2560 6.4, 6.5, 6.0, 6.6; 17920 x 2560 13.0, 12.7, 12.0,
 /// 12.8; 50304 x 2560 30.3, 31.1, 32, 30.3; 2560 x 10240 9.8, 11.6, 9.2, 10.9.
+/// gemm_bench, which takes turns with cuBLAS, does not agree everywhere: 17920 x 2560 takes 13.1
+/// there, and took 12.3 when the warp that fills the ring started the next kernel eight tiles
+/// before its end; 2560 x 2560 takes 3.2 (3.8 then), 2560 x 10240 9.4 (10.5).
 constexpr int stream_trigger(std::int64_t m, std::int64_t groups, std::int64_t group_bytes) {
   if (groups * group_bytes <= 128 * 1024) return m <= 4 ? 0 : kStreamAfterFilling;
   const std::int64_t left = groups > 20 ? 4 : 3;
