@@ -24,7 +24,7 @@ struct stream_barriers {
   std::uint64_t credit[kStreamMaxCluster][kStreamInboxes];  ///< that block can take more
 
   /// Those of the ring that who fills it needs, by one thread.
-  __device__ __forceinline__ void init_full(const stream_plan& plan) {
+  __device__ __forceinline__ void init_full() {
 #pragma unroll
     for (int i = 0; i < kStreamMaxGroups; ++i) mbarrier_init(full + i, kStreamTiles);
     mbarrier_init_fence();

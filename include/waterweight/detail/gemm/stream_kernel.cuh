@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   const stream_filler<Element> filler(w, plan, share, barriers, ring);
 
   if (warp == kStreamWarps + 1) {
-    if (lane == 0) barriers.init_full(plan);
+    if (lane == 0) barriers.init_full();
     __syncwarp();
     if (!early) wait_for_earlier_kernels();
     filler.begin();
