@@ -16,7 +16,7 @@ struct StepFork {
 
 /// Where it pays, by what steps of Pythia-2.8B took on H200 (us, divided and not): with FP16
 /// weights one sequence 1619 and 2036; with INT8 weights 2 sequences 1431 and 1534, 8 1840 and
-/// 2090, 16 2088 and 2369, 32 2990 and 3104, 64 4403 and 4436.
+/// 2090, 16 2103 and 2369, 32 2990 and 3104, 64 4403 and 4436.
 inline StepFork step_fork(const Config& config, WeightType weights, int batch,
                           const waterweight::device_info& device) {
   constexpr int kFew = 8;

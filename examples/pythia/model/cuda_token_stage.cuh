@@ -1,7 +1,7 @@
 // The staging warps of the token kernel: they wait for a vector that all blocks have contributed to
 // and turn it into the planes that the multiplying warps read, or where weights have 16 bits leave
-// it as it is. LayerNorm follows layernorm_kernel
-// addition by addition, so both ways of decoding get the same bits from it.
+// it as it is. LayerNorm follows layernorm_kernel addition by addition, so both ways of decoding
+// get the same bits from it.
 #pragma once
 
 #include <waterweight/detail/arch/bulk_copy.cuh>

@@ -20,7 +20,7 @@ inline constexpr int kStreamStride = 2 * kStreamAttendWarps / kStreamPlaceChunks
 /// Whether the kernel has code for a cache, and should take the step: beside other kernels, with a
 /// few heads for every block. It leaves SMs to them sooner than clusters do: a step of Pythia-2.8B
 /// with 16 sequences, 512 heads, the MLP beside the attention, took 2507 us on H200 with those and
-/// 2268 with this. Alone, clusters are faster: 25 us a layer and 27, with 64 sequences 87 and 93.
+/// 2298 with this. Alone, clusters are faster: 25 us a layer and 27, with 64 sequences 87 and 93.
 template <int HeadDim>
 inline constexpr bool kStreamsHeads = HeadDim >= 64 && HeadDim <= 128;
 WATERWEIGHT_HOST_DEVICE constexpr bool stream_takes(int capacity, int group_size,

@@ -61,12 +61,12 @@ struct gemm_launcher {
 
   /// Whether another kernel competes for memory where the streaming kernel, which asks for all of
   /// it, is no faster than wgmma: a step of Pythia-2.8B with 16 sequences, the MLP beside the
-  /// attention, takes 2268 us on H200 with the one and 2088 with the other.
+  /// attention, takes 2283 us on H200 with the one and 2103 with the other (medians).
   bool shares_memory(const device_info& device) const {
     return is_quantized_v<Element> && device.beside_others && x.rows > 8 && kCompiledForSm90 &&
            device.compute_capability == 90;
   }
-  static constexpr std::int64_t kFewWeights = 8 << 20;  ///< fewer fill no SM's share of wgmma tiles
+  static constexpr std::int64_t kFewWeights = 8 << 20;  ///< with fewer, wgmma has too few tiles
 
   cudaError_t run(const device_info& device) const {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
