@@ -59,12 +59,21 @@ struct gemm_launcher {
                   static_cast<int>(x.rows), epilogue);
   }
 
-  /// Whether another kernel competes for memory where the streaming kernel, which asks for all of
-  /// it, is no faster than wgmma: a step of Pythia-2.8B with 16 sequences, the MLP beside the
-  /// attention, takes 2283 us on H200 with the one and 2103 with the other (medians).
-  bool shares_memory(const device_info& device) const {
-    return is_quantized_v<Element> && device.beside_others && x.rows > 8 && kCompiledForSm90 &&
-           device.compute_capability == 90;
+  /// Whether wgmma is faster than kernels for few tokens. With more than eight the streaming kernel
+  /// has one block on an SM, so that its start and the activations show: gemm_bench on H200, 16
+  /// tokens, us with wgmma and with the streaming kernel: 2560 x 2560 4.6, 5.6; 10240 x 2560 9.6,
+  /// 11.9; 2560 x 10240 10.5, 12.6; 17920 x 2560 16.4, 15.3. Beside another kernel the streaming
+  /// kernel, which asks for all of memory, is the slower one: a step of Pythia-2.8B with 16
+  /// sequences, the MLP beside the attention, takes 2283 us with it and 2103 with wgmma (medians).
+  /// Where K is too long for it, gemv is the alternative: 4096 x 16384 22.1, 26.8 (8 tokens).
+  bool prefers_wgmma(const device_info& device) const {
+    constexpr std::int64_t kMany = 32 << 20, kSome = 4 << 20;
+    const std::int64_t weights = std::int64_t{w.rows} * w.cols;
+    const bool few_tokens = x.rows <= 8;
+    const bool faster = few_tokens ? w.cols > 10240 && weights > kMany
+                                   : device.beside_others || w.cols > 2560 || weights <= kMany;
+    return is_quantized_v<Element> && kCompiledForSm90 && device.compute_capability == 90 &&
+           faster && (weights >= kSome || device.beside_others);
   }
   static constexpr std::int64_t kFewWeights = 8 << 20;  ///< with fewer, wgmma has too few tiles
 
@@ -72,8 +81,9 @@ struct gemm_launcher {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
                           x.ld * sizeof(T) % 16 == 0 && w.ld * sizeof(Element) % 16 == 0;
     const gemm_kind kind = default_gemm_selector{}(x.rows, copyable && w.cols % 16 == 0);
-    if (kind == gemm_kind::gemv && copyable && shares_memory(device)) {
-      if (std::int64_t{w.rows} * w.cols <= kFewWeights) return gemv<2>();
+    if (kind == gemm_kind::gemv && copyable && prefers_wgmma(device)) {
+      const bool few = std::int64_t{w.rows} * w.cols <= kFewWeights;
+      if (device.beside_others && few) return gemv<2>();
       const cudaError_t status =
           wgmma(device, default_wgmma_selector{}(device, x.rows, w.rows, w.cols));
       if (status != cudaErrorInvalidDeviceFunction) return status;

@@ -48,23 +48,27 @@ class stream_filler {
   /// there and room is made in the ring.
   __device__ __forceinline__ void look_ahead() const {
     const int lane = threadIdx.x % 32;
-    for (int tile = known_; tile < min(known_ + kStreamLookAhead, share_.tiles); ++tile) {
+    for (int tile = known_; tile < min(known_ + plan_.look_ahead, share_.tiles); ++tile) {
       const int row = share_.row_of(tile) + lane;
       if (lane < kStreamTile && row < rows_) bulk_prefetch(first_ + row * ld_, share_.k_bytes);
     }
   }
 
-  /// The others. A launch by this warp takes effect when the copies that it asked for before have
-  /// arrived.
+  /// The others. The next kernel starts when the copies that were asked for before have arrived.
   __device__ __forceinline__ void run() const {
-    if (plan_.trigger == kStreamAfterFilling) launch_dependents();
+    const int last = plan_.left == kStreamAtOnce ? -1 : max(known_, share_.tiles - plan_.left);
     stream_turn at;
     for (int tile = known_; tile < share_.tiles; ++tile) {
+      if (tile == last) launch_dependents();
       mbarrier_wait(barriers_.empty + at.place, at.parity);
       push(tile, at.place);
       at.advance(plan_.slots);
     }
-    if (known_ < share_.tiles) complete_last_group();
+    if (known_ < share_.tiles) {
+      complete_last_group();
+    } else if (last >= 0) {
+      launch_dependents();
+    }
   }
 
  private:
@@ -136,7 +140,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     if (!early) wait_for_earlier_kernels();
     filler.begin();
   } else if (warp == kStreamWarps) {
-    if (plan.trigger == 0) launch_dependents();
+    if (plan.left == kStreamAtOnce) launch_dependents();
     barriers.init_others(plan, warps);
   }
   // Parameters come through a cache that is cold at every launch: not when they are first needed.
@@ -181,7 +185,6 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
       mine.write_sums(to + buffer.place * kStreamWarps * kSums);
       named_barrier_arrive(stream_summed(buffer.place), 32 * (warps + 1));
       buffer.advance(kStreamBuffers);
-      if (warp == 0 && q + 1 == plan.trigger) launch_dependents();
     }
   } else if (warp == kStreamWarps) {
     constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float)), kAhead = kStreamScales / 2;

@@ -21,10 +21,9 @@ inline constexpr int kStreamMaxCluster = 8;  ///< a portable cluster
 /// token times 2560 x 10240 and the gemv kernel 15.1, but clusters of 7 took 39 us for 4096 x 16384
 /// and the gemv kernel 30.
 inline constexpr int kStreamPayingCluster = 4;
-inline constexpr int kStreamBuffers = 2;    ///< of sums on their way from the warps
-inline constexpr int kStreamInboxes = 2;    ///< groups whose sums a block can take from others
-inline constexpr int kStreamLookAhead = 2;  ///< tiles asked of L2 beyond what the ring holds
-inline constexpr int kStreamScales = 8;     ///< groups whose scales are there or on their way
+inline constexpr int kStreamBuffers = 2;  ///< of sums on their way from the warps
+inline constexpr int kStreamInboxes = 2;  ///< groups whose sums a block can take from others
+inline constexpr int kStreamScales = 8;   ///< groups whose scales are there or on their way
 
 /// Chunks of a row whose activations a warp keeps in registers, with up to 8 * n_tiles tokens.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int n_tiles, int element_bytes) {
@@ -53,7 +52,8 @@ struct stream_plan {
   int last_warps;   ///< in the last block of the cluster
   int slots;        ///< of the ring
   bool whole_rows;  ///< a tile is one piece of memory
-  int trigger;      ///< groups read when the next kernel may start, or kStreamAfterFilling
+  int look_ahead;   ///< tiles asked of L2 beyond what the ring holds
+  int left;  ///< tiles still to be asked for when the next kernel may start, or kStreamAtOnce
 
   /// Bytes from row to row in the ring. Where rows are copied one by one, neighbours lie in
   /// different halves of the banks.
@@ -77,22 +77,19 @@ constexpr bool may_stream(const device_info& device) {
   return device.compute_capability >= 90 && device.max_shared_bytes >= 224 * 1024;
 }
 
-inline constexpr int kStreamAfterFilling = -1;  ///< when the copies that fill the ring have arrived
+inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with this one
 
-/// When the next kernel may start, for blocks with `groups` groups of so many bytes. Its first
-/// weights should be asked for behind this one's last: earlier, its blocks compete for memory and
-/// have nothing left to ask for when it falls idle. Small products are best followed at once, but
-/// for more than four tokens: loading their activations takes too long while it asks for weights.
-/// On H200, INT8, one token, us (the next kernel after filling; at once; three groups before the
-/// end; four): 2560 x 2560 3.5, 2.9; 7680 x 2560 6.4, 6.5, 6.0, 6.6; 17920 x 2560 13.0, 12.7, 12.0,
-/// 12.8; 50304 x 2560 30.3, 31.1, 32, 30.3; 2560 x 10240 9.8, 11.6, 9.2, 10.9.
-/// gemm_bench, which takes turns with cuBLAS, does not agree everywhere: 17920 x 2560 takes 13.1
-/// there, and took 12.3 when the warp that fills the ring started the next kernel eight tiles
-/// before its end; 2560 x 2560 takes 3.2 (3.8 then), 2560 x 10240 9.4 (10.5).
-constexpr int stream_trigger(std::int64_t m, std::int64_t groups, std::int64_t group_bytes) {
-  if (groups * group_bytes <= 128 * 1024) return m <= 4 ? 0 : kStreamAfterFilling;
-  const std::int64_t left = groups > 20 ? 4 : 3;
-  return groups > left ? static_cast<int>(groups - left) : kStreamAfterFilling;
+/// When the next kernel may start, for blocks of so many tiles: its first weights should be asked
+/// for behind this one's last. Earlier, its blocks compete for memory and have nothing left to ask
+/// for when it falls idle. Small products are best followed at once, but for more than four tokens:
+/// loading their activations takes too long while it asks for weights.
+/// gemm_bench on H200, INT8, one token, us with 6, 8, 10 and 12 tiles left: 10240 x 2560 (20 tiles)
+/// 7.0, 7.0, 8.7, 8.7; 17920 x 2560 (34) 11.5, 11.1, 11.2, 12.4; 50304 x 2560
+/// (96) 29.5, 29.5, 29.1, 29.0; eight tokens, 10240 x 2560 7.7, 7.8, 9.8, 9.8. 2560 x 2560 at
+/// once 3.0, after filling 3.5.
+constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
+  if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
+  return tiles < 24 ? 6 : 8;
 }
 
 /// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
@@ -131,8 +128,9 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   const std::int64_t useful = each < kStreamTiles ? kStreamTiles : each;
   plan.slots = static_cast<int>(fitting < useful ? fitting : useful);
   if (plan.slots > kStreamMaxSlots) plan.slots = kStreamMaxSlots;
-  plan.trigger =
-      stream_trigger(m, divide_up(each, kStreamTiles), kStreamGroup * kStreamChunk * chunks);
+  // Where two blocks share an SM, memory also fetches while those of the next kernel wait.
+  plan.look_ahead = stream_blocks(n_tiles, element_bytes) > 1 ? 8 : 2;
+  plan.left = stream_left(m, each, kStreamTile * kStreamChunk * chunks);
   return plan;
 }
 
