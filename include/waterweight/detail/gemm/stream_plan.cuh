@@ -79,10 +79,10 @@ constexpr bool may_stream(const device_info& device) {
 
 inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with this one
 
-/// When the next kernel may start, for blocks of so many tiles: its first weights should be asked
-/// for behind this one's last. Earlier, its blocks compete for memory and have nothing left to ask
-/// for when it falls idle. Small products are best followed at once, but for more than four tokens:
-/// loading their activations takes too long while it asks for weights.
+/// When the next kernel may start, for blocks of so many tiles of which two fit on an SM: its first
+/// weights should be asked for behind this one's last. Earlier, its blocks compete for memory and
+/// have nothing left to ask for when it falls idle. Small products are best followed at once, but
+/// for more than four tokens: loading their activations takes too long while it asks for weights.
 /// gemm_bench on H200, INT8, one token, us with 6, 8, 10 and 12 tiles left: 10240 x 2560 (20 tiles)
 /// 7.0, 7.0, 8.7, 8.7; 17920 x 2560 (34) 11.5, 11.1, 11.2, 12.4; 50304 x 2560
 /// (96) 29.5, 29.5, 29.1, 29.0; eight tokens, 10240 x 2560 7.7, 7.8, 9.8, 9.8. 2560 x 2560 at
@@ -131,7 +131,10 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   // Where two blocks share an SM, memory is to be busy while those of the next kernel wait. Large
   // clusters take 3 % longer with more.
   plan.look_ahead = stream_blocks(n_tiles, element_bytes) > 1 && cluster <= 2 ? 8 : 2;
-  plan.left = stream_left(m, each, kStreamTile * kStreamChunk * chunks);
+  // Where there is no room for two, those of the next kernel cannot come too early.
+  plan.left = stream_blocks(n_tiles, element_bytes) > 1
+                  ? stream_left(m, each, kStreamTile * kStreamChunk * chunks)
+                  : kStreamAtOnce;
   return plan;
 }
 
