@@ -84,9 +84,9 @@ inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with th
 /// have nothing left to ask for when it falls idle. Small products are best followed at once, but
 /// for more than four tokens: loading their activations takes too long while it asks for weights.
 /// gemm_bench on H200, INT8, one token, us with 6, 8, 10 and 12 tiles left: 10240 x 2560 (20 tiles)
-/// 7.0, 7.0, 8.7, 8.7; 17920 x 2560 (34) 11.5, 11.1, 11.2, 12.4; 50304 x 2560
-/// (96) 29.5, 29.5, 29.1, 29.0; eight tokens, 10240 x 2560 7.7, 7.8, 9.8, 9.8. 2560 x 2560 at
-/// once 3.0, after filling 3.5.
+/// 7.0, 7.0, 8.7, 8.7; 17920 x 2560 (34) 11.5, 11.1, 11.2, 12.4; 50304 x 2560 (96) 29.5, 29.5,
+/// 29.1, 29.0; eight tokens, 10240 x 2560 7.7, 7.8, 9.8, 9.8. 2560 x 2560 at once 3.0, after
+/// filling 3.5.
 constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
   return tiles < 24 ? 6 : 8;
