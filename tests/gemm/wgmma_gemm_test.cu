@@ -132,6 +132,18 @@ TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTiles) {
   }
 }
 
+// One stage of K to a tile: a block has the next tile's values while the copy engine may still read
+// those of the tile before, of as many tokens or of a few.
+TYPED_TEST(WgmmaGemmTest, StagingIsReusedOnceItHasBeenRead) {
+  std::mt19937 generator(26);
+  this->device.sm_count = 3;  // each block takes tiles of both kinds
+  for (wgmma_tile tile : kTiles) {
+    const int tokens = detail::wgmma_policy_of(tile).tokens;
+    this->check({tokens, 4096, 16, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
+    this->check({tokens + 9, 2048, 16, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
+  }
+}
+
 TYPED_TEST(WgmmaGemmTest, ASecondLaunchComputesTheRowsThatAreLeft) {
   std::mt19937 generator(25);
   int i = 0;

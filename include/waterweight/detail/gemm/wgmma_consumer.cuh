@@ -188,7 +188,15 @@ struct wgmma_consumer {
       const int m0 = token0 + chunk * P.chunk;
       if (m0 >= output.m_count) break;
       const wgmma_staging<Out, P.chunk> place{staging + chunk % kPlaces * (L.staging / kPlaces)};
-      if (leader) tma_store_wait_read<kPlaces - 1>();
+      if (leader) {
+        // The tile before may have had fewer chunks than there are places: its last copy, from any
+        // place, is then one of the last kPlaces - 1.
+        if (chunk == 0) {
+          tma_store_wait_read<0>();
+        } else {
+          tma_store_wait_read<kPlaces - 1>();
+        }
+      }
       named_barrier(barrier, 128);
 #pragma unroll 1
       for (int first = 0; first < P.chunk; first += kStep) {
