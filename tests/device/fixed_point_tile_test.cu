@@ -1,5 +1,6 @@
 // One warp's tile against sums on the host, which are exact.
 #include <vector>
+#include <waterweight/detail/arch/mbarrier.cuh>
 #include <waterweight/device/fixed_point_tile.cuh>
 
 #include "tests/support/device.cuh"
@@ -20,17 +21,25 @@ __global__ void multiply_tile(const std::int8_t* tile, const std::int8_t* planes
   std::int8_t* const shared_planes = memory + kRows * PartK;
   for (int i = lane; i < kPlanes * k; i += 32) shared_planes[i / k * pitch + i % k] = planes[i];
   int sum = 0;
+  std::uint32_t loaded = 0;
   for (int part = 0; part < parts; ++part) {
     __syncwarp();
     for (int i = lane; i < kRows * PartK; i += 32) {
       memory[i] = tile[i / PartK * k + part * PartK + i % PartK];
     }
     __syncwarp();
-    sum += waterweight::warp_tile_sums<PartK>(memory, shared_planes + part * PartK, pitch);
+    const waterweight::warp_tile<PartK> weights(memory);
+    loaded ^= weights.loaded();
+    __syncwarp();
+    for (int i = lane; i < kRows * PartK; i += 32) memory[i] = 99;  // its place is free by now
+    __syncwarp();
+    sum += weights.sums(shared_planes + part * PartK, pitch);
   }
   for (int i = 0; i < kPlanes * kRows; ++i) {
     if (lane == waterweight::tile_sum_lane(i / kRows, i % kRows)) sums[i] = sum;
   }
+  // What an arrival is made dependent on changes no address.
+  sum += static_cast<int>(waterweight::detail::after_loading(loaded, parts));
   const float value = waterweight::warp_tile_value(sum);
   if (lane < kRows) values[lane] = value;
 }

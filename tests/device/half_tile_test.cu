@@ -20,7 +20,13 @@ __global__ void multiply_half_tile(const T* tile, const T* x, float* values) {
   for (int i = lane; i < kRows * K; i += 32) shared_tile[i] = tile[i];
   for (int i = lane; i < K; i += 32) shared_x[i] = x[i];
   __syncwarp();
-  const float value = waterweight::warp_half_tile<T, K>(shared_tile, shared_x);
+  const waterweight::warp_half_tile<T, K> weights(shared_tile);
+  __syncwarp();
+  for (int i = threadIdx.x; i < waterweight::kHalfTileRows * K; i += 32) {
+    shared_tile[i] = T(99.0f);  // its place is free by now
+  }
+  __syncwarp();
+  const float value = weights.sum(shared_x);
   if (lane < kRows) values[lane] = value;
 }
 

@@ -3,6 +3,7 @@
 #include <tuple>
 #include <vector>
 #include <waterweight/detail/launch.cuh>
+#include <waterweight/device/ring_order.hpp>
 #include <waterweight/device/weight_ring.cuh>
 
 #include "tests/support/device.cuh"
@@ -14,9 +15,9 @@ using test::DeviceBuffer;
 constexpr int kConsumers = 3;  // warps
 constexpr int kMaxSlots = 8;
 
-/// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. Tiles are pushed
-/// whole, row by row and in two uneven pieces in turn. The first `readers` lanes of a warp say that
-/// it has read a tile.
+/// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. The warps behind
+/// them push in turn. Tiles are pushed whole, row by row and in two uneven pieces. The first
+/// `readers` lanes of a warp say that it has read a tile.
 __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_bytes, int slots,
                                   int most_in_flight, int readers, std::int8_t* out) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -25,9 +26,10 @@ __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_byte
   const waterweight::weight_ring ring{memory, barriers, barriers + kMaxSlots, slots, bytes};
   if (threadIdx.x == 0) ring.init(readers);
   __syncthreads();
-  if (warp == kConsumers) {
-    waterweight::ring_producer producer(ring, most_in_flight);
-    for (int i = 0; i < tiles; ++i) {
+  if (warp >= kConsumers) {
+    const int producers = static_cast<int>(blockDim.x) / 32 - kConsumers;
+    waterweight::ring_producer producer(ring, most_in_flight, warp - kConsumers, producers);
+    for (int i = warp - kConsumers; i < tiles; i += producers) {
       if (i % 3 == 0) {
         producer.push(in + i * bytes, bytes);
       } else if (i % 3 == 1) {
@@ -64,20 +66,20 @@ class WeightRing : public test::GpuTest {
     }
   }
 
-  void expect_whole_and_in_order(int readers) {
+  void expect_whole_and_in_order(int readers, int producers = 1) {
     std::mt19937 generator(1);
     for (const int row_bytes : {32, 160, 1280}) {
       for (const auto& [tiles, slots, in_flight] :
            {std::tuple(1, 4, 1), std::tuple(7, 5, 2), std::tuple(8, 8, 3), std::tuple(100, 7, 4),
-            std::tuple(101, 8, 5), std::tuple(64, 4, 1)}) {
-        ASSERT_GE(slots, in_flight + kConsumers);
+            std::tuple(101, 8, 5), std::tuple(64, 4, 1), std::tuple(500, 8, 2)}) {
+        if (in_flight > waterweight::ring_most_in_flight(slots, producers, kConsumers)) continue;
         SCOPED_TRACE(::testing::Message() << row_bytes << " x 4, " << tiles << " tiles, " << slots
                                           << " slots, " << in_flight << " in flight");
         std::vector<std::int8_t> host(static_cast<std::size_t>(tiles * 4 * row_bytes));
         for (auto& byte : host)
           byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
         DeviceBuffer<std::int8_t> in(host), out(host.size());
-        copy_through_ring<<<1, 32 * (kConsumers + 1),
+        copy_through_ring<<<1, 32 * (kConsumers + producers),
                             static_cast<std::size_t>(slots * 4 * row_bytes), stream>>>(
             in.data(), tiles, row_bytes, slots, in_flight, readers, out.data());
         ASSERT_CUDA(cudaGetLastError());
@@ -91,5 +93,10 @@ class WeightRing : public test::GpuTest {
 TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) { expect_whole_and_in_order(1); }
 
 TEST_F(WeightRing, BringsThemWhenEveryLaneSaysThatItHasRead) { expect_whole_and_in_order(32); }
+
+TEST_F(WeightRing, BringsThemWhenProducersTakeTurns) {
+  expect_whole_and_in_order(1, 2);
+  expect_whole_and_in_order(1, 3);
+}
 
 }  // namespace

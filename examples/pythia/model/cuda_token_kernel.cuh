@@ -17,6 +17,7 @@
 // the attention output to the next layer; there the ring goes on filling.
 #pragma once
 
+#include <waterweight/detail/arch/register_limit.cuh>
 #include <waterweight/device/reduce.cuh>
 
 #include "examples/pythia/model/cuda_token_attention.cuh"
@@ -56,6 +57,14 @@ __device__ void end_token(const TokenParameters<T>& p, Candidate best) {
   ending.length[0] = live < p.capacity ? live : live - p.policy.evict_every;
 }
 
+/// A role's limit of registers instead of From. By all of its warpgroups.
+template <int From, int To>
+__device__ __forceinline__ void change_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  waterweight::detail::set_register_limit<To, (To > From)>();
+#endif
+}
+
 /// One block per SM, all of them resident at once (a cooperative launch). HeadDim: of the model.
 /// E: hidden / kTokenStagingThreads; intermediate is 4 * hidden. Element: of the weights, INT8 or
 /// T.
@@ -78,13 +87,21 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
   constexpr int kSlotBytes = Tile::bytes(kHidden) + kTokenChannelBytes;
   const waterweight::weight_ring ring{memory, ring_barriers, ring_barriers + kMaxRingSlots,
                                       p.ring_slots, kSlotBytes};
-  const TokenShared layout(static_cast<std::size_t>(p.ring_slots * kSlotBytes), Tile::kStagedBytes,
-                           p.hidden, p.inner,
-                           sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count + 1),
-                           Attention::attend::shape::shared_bytes(p.most_slots), 0);
-  auto* const first_planes = reinterpret_cast<std::int8_t*>(memory + layout.first_planes);
-  auto* const second_planes = reinterpret_cast<std::int8_t*>(memory + layout.second_planes);
-  auto* const layers = reinterpret_cast<TokenLayer<T>*>(memory + layout.layers);
+  // Each role computes its places anew: kept for all of them they would cost registers.
+  const auto places = [&] {
+    int slots = p.ring_slots;
+    asm volatile("" : "+r"(slots));
+    return TokenShared(static_cast<std::size_t>(slots * kSlotBytes), Tile::kStagedBytes, kHidden,
+                       kTokenParts * kHidden,
+                       sizeof(TokenLayer<T>) * static_cast<std::size_t>(p.layer_count + 1),
+                       Attention::attend::shape::shared_bytes(p.most_slots), 0);
+  };
+  const auto layers_in = [&](const TokenShared& layout) {
+    return reinterpret_cast<TokenLayer<T>*>(memory + layout.layers);
+  };
+  const auto planes_at = [&](std::size_t offset) {
+    return reinterpret_cast<std::int8_t*>(memory + offset);
+  };
   constexpr int kRowGroups = kHidden / Tile::kRows;
 
   const int thread = static_cast<int>(threadIdx.x);
@@ -103,7 +120,7 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
   }
   constexpr int kLayerWords = sizeof(TokenLayer<T>) / sizeof(std::uint64_t);
   for (int i = thread; i < kLayerWords * (p.layer_count + 1); i += kTokenThreads) {
-    reinterpret_cast<std::uint64_t*>(layers)[i] =
+    reinterpret_cast<std::uint64_t*>(layers_in(places()))[i] =
         reinterpret_cast<const std::uint64_t*>(p.layers)[i];
   }
   const TokenShare owned =
@@ -123,18 +140,33 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
 
   Candidate best{-INFINITY, INT32_MAX};
   if (thread < kTokenFirstStager) {
-    Attention(p, layers, &staged, &attention_scratch, memory + layout.attention,
+    change_registers<kTokenLaunchRegisters, kTokenAttentionRegisters>();
+    const TokenShared layout = places();
+    Attention(p, layers_in(layout), &staged, &attention_scratch, memory + layout.attention,
               memory + layout.merge)
         .run(epoch);
+    change_registers<kTokenAttentionRegisters, kTokenLaunchRegisters>();
   } else if (thread < kTokenFirstMultiplier) {
-    Stager(p, layers, &stager_scratch, &staged, first_planes, second_planes).run(epoch);
-  } else if (thread < kTokenProducer) {
-    const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
-    best = TokenMultiplier<T, Element, kHidden>(p, layers, shares, ring, &staged, first_planes,
-                                                second_planes, groups)
-               .run(epoch, vocab_limit);
+    change_registers<kTokenLaunchRegisters, kTokenStagingRegisters>();
+    const TokenShared layout = places();
+    Stager(p, layers_in(layout), &stager_scratch, &staged, planes_at(layout.first_planes),
+           planes_at(layout.second_planes))
+        .run(epoch);
+    change_registers<kTokenStagingRegisters, kTokenLaunchRegisters>();
   } else {
-    TokenProducer<T, Element, kHidden>(p, layers, ring).run(shares);
+    change_registers<kTokenLaunchRegisters, kTokenStreamRegisters>();
+    if (thread < kTokenProducer) {
+      const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
+      const TokenShared layout = places();
+      best = TokenMultiplier<T, Element, kHidden>(p, layers_in(layout), shares, ring, &staged,
+                                                  planes_at(layout.first_planes),
+                                                  planes_at(layout.second_planes), groups)
+                 .run(epoch, vocab_limit);
+    } else {
+      TokenProducer<T, Element, kHidden>(p, layers_in(places()), ring).run(shares);
+    }
+    __syncwarp();
+    change_registers<kTokenStreamRegisters, kTokenLaunchRegisters>();
   }
   __syncthreads();
   end_token(p, best);

@@ -6,9 +6,12 @@
 // rows. Sums of INT8 weights are integers and added up in any order, others in that of K.
 #pragma once
 
+#include <type_traits>
+#include <waterweight/detail/arch/mbarrier.cuh>
 #include <waterweight/device/epilogue.cuh>
 #include <waterweight/device/fixed_point_tile.cuh>
 #include <waterweight/device/flagged.cuh>
+#include <waterweight/device/half_tile.cuh>
 #include <waterweight/device/weight_ring.cuh>
 
 #include "examples/pythia/model/cuda_reduce.cuh"
@@ -44,7 +47,8 @@ class TokenProducer {
                                            const waterweight::weight_ring& ring)
       : layer_count_(p.layer_count),
         layers_(layers),
-        producer_(ring, p.most_in_flight),
+        index_((static_cast<int>(threadIdx.x) - kTokenProducer) / 32),
+        producer_(ring, p.most_in_flight, index_, kTokenProducers),
         lane_(static_cast<int>(threadIdx.x) % 32) {}
 
   __device__ void run(const TokenShares& shares) {
@@ -104,9 +108,11 @@ class TokenProducer {
 
   __device__ __forceinline__ void push_all(const Pieces& mine, TokenShare share) {
     const int blocks = static_cast<int>(gridDim.x);
-    for (int i = 0, tile = share.first; i < share.count; ++i, tile += blocks) {
+    for (; index_ < share.count; index_ += kTokenProducers) {
+      const int tile = share.first + index_ * blocks;
       producer_.push_pieces(mine.offset, mine.at(kRows * tile), mine.bytes, mine.all);
     }
+    index_ -= share.count;
   }
 
   __device__ __forceinline__ void rows(const TokenLinear<T>& linear, TokenShare share) {
@@ -117,16 +123,17 @@ class TokenProducer {
     const Pieces mine = pieces<kRows>(linear, kTokenParts * kRowBytes);
     const int next_part = lane_ < kRows ? kRowBytes : 0;
     const int blocks = static_cast<int>(gridDim.x);
-    for (int i = 0, tile = share.first; i < share.count; ++i, tile += blocks) {
-      const std::byte* piece = mine.at(kRows * tile);
-      for (int part = 0; part < kTokenParts; ++part, piece += next_part) {
-        producer_.push_pieces(mine.offset, piece, mine.bytes, mine.all);
-      }
+    for (; index_ < share.count * kTokenParts; index_ += kTokenProducers) {
+      const int tile = share.first + index_ / kTokenParts * blocks;
+      producer_.push_pieces(mine.offset, mine.at(kRows * tile) + index_ % kTokenParts * next_part,
+                            mine.bytes, mine.all);
     }
+    index_ -= share.count * kTokenParts;
   }
 
   int layer_count_;
   const TokenLayer<T>* layers_;
+  int index_;  ///< of the next tile of this warp, among those of a product
   waterweight::ring_producer producer_;
   int lane_;
 };
@@ -186,6 +193,8 @@ class TokenMultiplier {
 
   static constexpr bool kQuantized = TokenTile<Element>::kQuantized;
   static constexpr int kRows = TokenTile<Element>::kRows;
+  using Weights = std::conditional_t<kQuantized, waterweight::warp_tile<Hidden>,
+                                     waterweight::warp_half_tile<T, Hidden>>;
 
   /// Of row `row`, lane % kRows of its tile, as it lies in a slot.
   __device__ __forceinline__ Channel channel(const std::byte* pieces, int row,
@@ -214,8 +223,6 @@ class TokenMultiplier {
     if (down) planes += part * Hidden * (kQuantized ? 1 : static_cast<int>(sizeof(T)));
     const TokenLinear<T>* const linear = layers_[tile.layer].linear;
 
-    waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
-    const float step = staged_->step[vector];
     waterweight::detail::mbarrier_wait(ring_.full + ring_cursor_.slot, ring_cursor_.parity);
     const std::byte* const slot = ring_.slot(ring_cursor_.slot);
     const std::byte* const pieces = slot + TokenTile<Element>::bytes(Hidden);
@@ -223,19 +230,24 @@ class TokenMultiplier {
     // The same for every other kind, and then not used.
     const Channel of_down = channel(
         tile.kind == kDenseTile ? pieces + 2 * kTokenChannelPiece : pieces, row, linear[kDownTile]);
+    // All of it into registers: the ring goes on filling while this warp waits for its vector.
+    const Weights weights(reinterpret_cast<const Element*>(slot));
+    const std::uint32_t loaded = __reduce_xor_sync(0xffffffffu, weights.loaded());
+    if (lane_ == 0) {
+      waterweight::detail::mbarrier_arrive(ring_.empty + ring_cursor_.slot +
+                                           waterweight::detail::after_loading(loaded, ring_.slots));
+    }
+    ring_cursor_.advance(kTokenMultiplyWarps, ring_.slots);
+
+    waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
+    const float step = staged_->step[vector];
     int sum = 0;         // of INT8 weights
     float value = 0.0f;  // of 16-bit weights
     if constexpr (kQuantized) {
-      const int pitch = down ? kTokenParts * Hidden : Hidden;
-      sum = waterweight::warp_tile_sums<Hidden>(reinterpret_cast<const std::int8_t*>(slot), planes,
-                                                pitch);
+      sum = weights.sums(planes, down ? kTokenParts * Hidden : Hidden);
     } else {
-      value = waterweight::warp_half_tile<T, Hidden>(reinterpret_cast<const T*>(slot),
-                                                     reinterpret_cast<const T*>(planes));
+      value = weights.sum(reinterpret_cast<const T*>(planes));
     }
-    __syncwarp();
-    if (lane_ == 0) waterweight::detail::mbarrier_arrive(ring_.empty + ring_cursor_.slot);
-    ring_cursor_.advance(kTokenMultiplyWarps, ring_.slots);
 
     if (down) {
       if constexpr (kQuantized) {

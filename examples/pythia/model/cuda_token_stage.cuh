@@ -31,6 +31,7 @@ class TokenStager {
  public:
   static constexpr int kWarps = kTokenStagingThreads / 32;
   static constexpr bool kPlanes = TokenTile<Element>::kQuantized;
+  static constexpr int kHidden = E * kTokenStagingThreads;
 
   struct Scratch {
     float sum[kWarps], squares[kWarps];
@@ -54,15 +55,16 @@ class TokenStager {
     for (int layer = 0;; ++layer, ++epoch) {
       stage_norms(layer, epoch);
       if (layer == p_.layer_count) return;
+
       // Before this block is done, others hardly are, and asking is in their way.
       waterweight::detail::mbarrier_wait(staged_->done, layer & 1);
       const int copy = layer & 1;
       const waterweight::flagged_word* const mlp = p_.exchange.mlp + copy * (p_.inner / 2);
-      stage_pairs<E, true>(mlp, p_.inner, epoch, second_, kDownInput);
+      stage_pairs<kTokenParts * kHidden>(mlp, epoch, second_, kDownInput);
       const waterweight::flagged_word* const attention =
           p_.exchange.attention + copy * (p_.hidden / 2);
       await(p_.heads, epoch, [&](int h) { return attention + h * (p_.hidden / 2 / p_.heads); });
-      stage_pairs<(E + 3) / 4, E % 4 == 0>(attention, p_.hidden, epoch, first_, kDenseInput);
+      stage_pairs<kHidden>(attention, epoch, first_, kDenseInput);
     }
   }
 
@@ -104,6 +106,12 @@ class TokenStager {
 #pragma unroll
     for (int i = 0; i < kWarps; ++i) result = max(result, scratch_->largest[which][i]);
     return result;
+  }
+
+  /// Of a pair of T.
+  __device__ __forceinline__ static std::uint32_t largest_of(std::uint32_t pair) {
+    const float2 values = waterweight::detail::unpack_pair<T>(pair);
+    return max(waterweight::magnitude_bits(values.x), waterweight::magnitude_bits(values.y));
   }
 
   __device__ __forceinline__ void publish(StagedVector vector, float step) const {
@@ -212,14 +220,16 @@ class TokenStager {
     return waterweight::detail::to_float(waterweight::detail::from_float<T>(x));
   }
 
-  /// `count` values that arrive as flagged pairs of T, four to a thread at a time, N times. All:
-  /// that is exactly their number.
-  template <int N, bool All>
-  __device__ __forceinline__ void stage_pairs(const waterweight::flagged_word* source, int count,
+  /// Count values that arrive as flagged pairs of T, four to a thread at a time.
+  template <int Count>
+  __device__ __forceinline__ void stage_pairs(const waterweight::flagged_word* source,
                                               std::uint32_t epoch, std::int8_t* planes,
                                               StagedVector vector) {
+    constexpr int kFours = Count / 4,
+                  N = (kFours + kTokenStagingThreads - 1) / kTokenStagingThreads;
+    constexpr bool All = kFours % kTokenStagingThreads == 0;
     const int present =
-        All ? N : (count / 4 - thread_ + kTokenStagingThreads - 1) / kTokenStagingThreads;
+        All ? N : (kFours - thread_ + kTokenStagingThreads - 1) / kTokenStagingThreads;
     uint2 words[N];
     waterweight::wait_flagged_pairs<N, kTokenStagingThreads>(one_base(source + 2 * thread_),
                                                              present, epoch, words);
@@ -233,33 +243,37 @@ class TokenStager {
       publish(vector, 1.0f);
       return;
     }
+    // The values go through the places of their own digits: from there a small loop can make
+    // digits of them, where registers would have to be named one by one in code of its own.
+    constexpr int pitch = Count;
+    std::int8_t* const mine = planes + 4 * thread_;
     std::uint32_t most = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       if (!All && j >= present) break;
-      const float2 low = waterweight::detail::unpack_pair<T>(words[j].x);
-      const float2 high = waterweight::detail::unpack_pair<T>(words[j].y);
-      most = max(
-          max(most, max(waterweight::magnitude_bits(low.x), waterweight::magnitude_bits(low.y))),
-          max(waterweight::magnitude_bits(high.x), waterweight::magnitude_bits(high.y)));
+      most = max(most, max(largest_of(words[j].x), largest_of(words[j].y)));
+      std::int8_t* const place = mine + 4 * j * kTokenStagingThreads;
+      *reinterpret_cast<std::uint32_t*>(place) = words[j].x;
+      *reinterpret_cast<std::uint32_t*>(place + pitch) = words[j].y;
     }
     put_largest(most, vector);
     sync();
+
     if (vector == kDownInput && thread_ == 0) staged_->mlp_layers += 1;
     const waterweight::fixed_point_scale scale(largest(vector));
-    const int pitch = count;
-    std::int8_t* const mine = planes + 4 * thread_;
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-      if (!All && j >= present) break;
-      const float2 low = waterweight::detail::unpack_pair<T>(words[j].x);
-      const float2 high = waterweight::detail::unpack_pair<T>(words[j].y);
+    constexpr int kAtOnce = N % 2 == 0 ? 2 : 1;
+#pragma unroll kAtOnce
+    for (int j = 0; j < present; ++j) {
+      std::int8_t* const place = mine + 4 * j * kTokenStagingThreads;
+      const float2 low =
+          waterweight::detail::unpack_pair<T>(*reinterpret_cast<std::uint32_t*>(place));
+      const float2 high =
+          waterweight::detail::unpack_pair<T>(*reinterpret_cast<std::uint32_t*>(place + pitch));
       const float four[4] = {low.x, low.y, high.x, high.y};
       const waterweight::fixed_point_words digits(four, scale.inverse);
 #pragma unroll
       for (int plane = 0; plane < waterweight::kPlanes; ++plane) {
-        *reinterpret_cast<std::uint32_t*>(mine + plane * pitch + 4 * j * kTokenStagingThreads) =
-            digits.plane[plane];
+        *reinterpret_cast<std::uint32_t*>(place + plane * pitch) = digits.plane[plane];
       }
     }
     publish(vector, scale.step);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 #include <vector>
+#include <waterweight/device/ring_order.hpp>
 
 #include "examples/pythia/io/config.hpp"
 #include "examples/pythia/model/cuda_check.hpp"
@@ -196,8 +197,9 @@ class TokenStep {
     while (slots >= kLeastRingSlots && layout(slots) > room) --slots;
     if (slots < kLeastRingSlots) return false;
     p_.ring_slots = static_cast<int>(slots);
-    p_.most_in_flight = std::clamp(kBytesInFlight / static_cast<int>(tile), kLeastInFlight,
-                                   p_.ring_slots - kTokenMultiplyWarps);
+    p_.most_in_flight = std::clamp(
+        kBytesInFlight / static_cast<int>(tile), kLeastInFlight,
+        waterweight::ring_most_in_flight(p_.ring_slots, kTokenProducers, kTokenMultiplyWarps));
     shared_bytes_ = layout(slots);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes_)),

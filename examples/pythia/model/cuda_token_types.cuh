@@ -22,11 +22,24 @@ namespace pythia {
 // The warps of a block and their jobs, in the order of thread numbers.
 constexpr int kTokenAttentionThreads = 128;
 constexpr int kTokenStagingThreads = 256;
-constexpr int kTokenMultiplyWarps = 7;
+constexpr int kTokenMultiplyWarps = 6;
+constexpr int kTokenProducers = 2;
+// Registers of a thread: what a launch gives to each, and what the roles make of it among
+// themselves, a warpgroup at a time. A multiplying warp holds a tile, 80 of a thread at the most.
+constexpr int kTokenLaunchRegisters = 96;
+constexpr int kTokenAttentionRegisters = 80;
+constexpr int kTokenStagingRegisters = 64;
+constexpr int kTokenStreamRegisters = 136;
 constexpr int kTokenFirstStager = kTokenAttentionThreads;
 constexpr int kTokenFirstMultiplier = kTokenFirstStager + kTokenStagingThreads;
 constexpr int kTokenProducer = kTokenFirstMultiplier + 32 * kTokenMultiplyWarps;
-constexpr int kTokenThreads = kTokenProducer + 32;
+constexpr int kTokenThreads = kTokenProducer + 32 * kTokenProducers;
+static_assert(kTokenAttentionThreads % 128 == 0 && kTokenStagingThreads % 128 == 0 &&
+              kTokenThreads % 128 == 0 && kTokenThreads * kTokenLaunchRegisters <= 65536);
+static_assert(kTokenAttentionThreads * kTokenAttentionRegisters +
+                  kTokenStagingThreads * kTokenStagingRegisters +
+                  (kTokenThreads - kTokenFirstMultiplier) * kTokenStreamRegisters <=
+              kTokenThreads * kTokenLaunchRegisters);
 constexpr int kAttentionBarrier = 1;
 constexpr int kStagingBarrier = 2;
 

@@ -1,5 +1,6 @@
-// One warp times four rows of INT8 weights in shared memory: the arithmetic of a decode kernel that
-// streams its weights through a ring (weight_ring.cuh).
+// One warp times four rows of INT8 weights: the arithmetic of a decode kernel that streams its
+// weights through a ring (weight_ring.cuh). The weights are taken into registers, all of a tile,
+// so that its place in the ring is free before the activations are there.
 //
 // The activations are three INT8 planes (fixed_point.cuh). mma.m16n8k32 takes the planes as rows of
 // A and the weights as columns of B; the eight columns are four rows of weights times two halves of
@@ -34,6 +35,20 @@ __device__ __forceinline__ uint4 load_shared_in_order(std::uint32_t address) {
   return value;
 }
 
+/// The same for some lanes only; others keep what they have, and cost no bandwidth.
+__device__ __forceinline__ void load_shared_in_order_if(bool wanted, std::uint32_t address,
+                                                        uint4* value) {
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.b32 wanted, %5, 0;\n"
+      "@wanted ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+      "}\n"
+      : "+r"(value->x), "+r"(value->y), "+r"(value->z), "+r"(value->w)
+      : "r"(address), "r"(static_cast<int>(wanted))
+      : "memory");
+}
+
 /// c += A B where only rows 0 to 7 of A are not zero.
 __device__ __forceinline__ void mma_m8n8k32_s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                                std::uint32_t b0, std::uint32_t b1) {
@@ -45,52 +60,79 @@ __device__ __forceinline__ void mma_m8n8k32_s8(int (&c)[4], std::uint32_t a0, st
 
 }  // namespace detail
 
-/// The lane that has what warp_tile_sums() says of plane p and row r.
+/// The lane that has what warp_tile::sums() says of plane p and row r.
 WATERWEIGHT_HOST_DEVICE constexpr int tile_sum_lane(int p, int r) { return 8 * p + r; }
 
-/// Lane tile_sum_lane(p, r) gets the sum of plane p with row r over K elements, a multiple of
-/// kTileChunk. tile: [4, K] weights; planes: kPlanes rows `pitch` bytes apart, from the tile's
-/// first k on. Both are shared memory, all rows 16-byte aligned.
+/// A tile of four rows of K INT8 weights, a multiple of kTileChunk, in the registers of a warp.
 template <int K>
-__device__ __forceinline__ int warp_tile_sums(const std::int8_t* tile, const std::int8_t* planes,
-                                              int pitch) {
-  constexpr int kSteps = K / kTileChunk, kAhead = kSteps < 4 ? kSteps : 4, kChains = 4;
-  static_assert(K % kTileChunk == 0 && kSteps > 0);
-  const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  const int place = group % 2 * (kTileChunk / 2) + 16 * quad;
-  // The idle rows of A repeat a plane: nobody looks at their sums.
-  const int p = group / 2 < kPlanes ? group / 2 : 0;
-  const std::uint32_t plane = detail::shared_address(planes) + p * pitch + place;
-  const std::uint32_t row = detail::shared_address(tile) + group / 2 * K + place;
-  uint4 x[kAhead], w[kAhead];
-  int sums[kChains][4] = {};
+class warp_tile {
+ public:
+  /// From [4, K] in shared memory, 16-byte aligned.
+  __device__ __forceinline__ explicit warp_tile(const std::int8_t* tile) {
+    const int lane = threadIdx.x % 32;
+    const std::uint32_t row = detail::shared_address(tile) + lane / 8 * K + place(lane);
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    x[i] = detail::load_shared_in_order(plane + kTileChunk * i);
-    w[i] = detail::load_shared_in_order(row + kTileChunk * i);
-  }
-#pragma unroll
-  for (int i = 0; i < kSteps; ++i) {
-    const uint4 a = x[i % kAhead], b = w[i % kAhead];
-    if (i + kAhead < kSteps) {
-      x[i % kAhead] = detail::load_shared_in_order(plane + kTileChunk * (i + kAhead));
-      w[i % kAhead] = detail::load_shared_in_order(row + kTileChunk * (i + kAhead));
+    for (int i = 0; i < kSteps; ++i) {
+      words_[i] = detail::load_shared_in_order(row + kTileChunk * i);
     }
-    detail::mma_m8n8k32_s8(sums[2 * i % kChains], a.x, a.y, b.x, b.y);
-    detail::mma_m8n8k32_s8(sums[(2 * i + 1) % kChains], a.z, a.w, b.z, b.w);
   }
-  // Row of A: 2 * plane + half, column of B: 2 * row + half.
-  int even = 0, odd = 0;
-#pragma unroll
-  for (int i = 0; i < kChains; ++i) {
-    even += sums[i][0];
-    odd += sums[i][1];
-  }
-  const int mine = group % 2 == 0 ? even : odd;
-  return mine + __shfl_xor_sync(0xffffffffu, mine, 4);
-}
 
-/// From what warp_tile_sums() returned, lanes 0 to 3 get the value of their row.
+  /// Made of all that this lane has loaded: for detail::after_loading().
+  __device__ __forceinline__ std::uint32_t loaded() const {
+    std::uint32_t word = 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) word ^= words_[i].x;
+    return word;
+  }
+
+  /// Lane tile_sum_lane(p, r) gets the sum of plane p with row r. planes: kPlanes rows `pitch`
+  /// bytes apart in shared memory, 16-byte aligned, from the tile's first k on.
+  __device__ __forceinline__ int sums(const std::int8_t* planes, int pitch) const {
+    constexpr int kAhead = kSteps < 4 ? kSteps : 4, kChains = 2;
+    const int lane = threadIdx.x % 32, group = lane / 4;
+    // Nobody looks at the sums of the idle rows of A.
+    const bool used = group / 2 < kPlanes;
+    const std::uint32_t plane =
+        detail::shared_address(planes) + (used ? group / 2 : 0) * pitch + place(lane);
+    uint4 x[kAhead] = {};
+    int sums[kChains][4] = {};
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      detail::load_shared_in_order_if(used, plane + kTileChunk * i, &x[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const uint4 a = x[i % kAhead], b = words_[i];
+      if (i + kAhead < kSteps) {
+        detail::load_shared_in_order_if(used, plane + kTileChunk * (i + kAhead), &x[i % kAhead]);
+      }
+      detail::mma_m8n8k32_s8(sums[2 * i % kChains], a.x, a.y, b.x, b.y);
+      detail::mma_m8n8k32_s8(sums[(2 * i + 1) % kChains], a.z, a.w, b.z, b.w);
+    }
+    // Row of A: 2 * plane + half, column of B: 2 * row + half.
+    int even = 0, odd = 0;
+#pragma unroll
+    for (int i = 0; i < kChains; ++i) {
+      even += sums[i][0];
+      odd += sums[i][1];
+    }
+    const int mine = group % 2 == 0 ? even : odd;
+    return mine + __shfl_xor_sync(0xffffffffu, mine, 4);
+  }
+
+ private:
+  static constexpr int kSteps = K / kTileChunk;
+  static_assert(K % kTileChunk == 0 && kSteps > 0);
+
+  /// Of a lane's 16 bytes in a chunk, of either operand.
+  __device__ __forceinline__ static int place(int lane) {
+    return lane / 4 % 2 * (kTileChunk / 2) + 16 * (lane % 4);
+  }
+
+  uint4 words_[kSteps];
+};
+
+/// From what warp_tile::sums() returned, lanes 0 to 3 get the value of their row.
 __device__ __forceinline__ float warp_tile_value(int sum) {
   const int middle = __shfl_down_sync(0xffffffffu, sum, tile_sum_lane(1, 0));
   const int high = __shfl_down_sync(0xffffffffu, sum, tile_sum_lane(2, 0));

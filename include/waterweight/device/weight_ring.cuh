@@ -15,11 +15,7 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 
 /// The ring of one block: `slots` tiles of up to `tile_bytes` (a multiple of 16), all shared
-/// memory. slots >= most_in_flight of the producer + the stride at which a consumer takes tiles
-/// (with w warps that take turns, w): a barrier tells only two phases apart, so whoever waits for a
-/// tile must know that the one before it in the same slot has landed. It does, having had the tile
-/// `stride` before its own, which was not asked for until all but `most_in_flight` of its
-/// predecessors had landed.
+/// memory. How many may be under way at a time: at most ring_most_in_flight() of ring_order.hpp.
 struct weight_ring {
   std::byte* data;       ///< [slots, tile_bytes], 16-byte aligned
   std::uint64_t* full;   ///< [slots]
@@ -54,11 +50,19 @@ struct ring_cursor {
   }
 };
 
-/// The side that fills: one warp. For most_in_flight see weight_ring.
+/// The side that fills: a warp, or one of `producers` that take turns at the tiles, the one that
+/// pushes tiles `index`, index + producers, ... most_in_flight: see
+/// weight_ring.
 class ring_producer {
  public:
-  __device__ __forceinline__ ring_producer(const weight_ring& ring, int most_in_flight)
-      : ring_(ring), allowed_(most_in_flight), policy_(detail::evict_first_policy()) {}
+  __device__ __forceinline__ ring_producer(const weight_ring& ring, int most_in_flight,
+                                           int index = 0, int producers = 1)
+      : ring_(ring),
+        due_(index + 1 - most_in_flight),
+        producers_(producers),
+        policy_(detail::evict_first_policy()) {
+    next_.advance(index, ring.slots);
+  }
 
   /// The next tile: four rows of `row_bytes` (a multiple of 16), `ld` bytes apart. Collective.
   __device__ __forceinline__ void push_rows(const std::int8_t* rows, int row_bytes,
@@ -84,22 +88,22 @@ class ring_producer {
       detail::bulk_copy(ring_.slot(next_.slot) + offset, piece, static_cast<std::uint32_t>(bytes),
                         full, policy_);
     }
-    next_.advance(1, ring_.slots);
+    next_.advance(producers_, ring_.slots);
   }
 
  private:
   __device__ __forceinline__ void acquire() {
-    if (allowed_ > 0) {
-      --allowed_;
-    } else {
+    for (; due_ > 0; --due_) {
       detail::mbarrier_wait(ring_.full + landed_.slot, landed_.parity);
       landed_.advance(1, ring_.slots);
     }
+    due_ += producers_;
     detail::mbarrier_wait(ring_.empty + next_.slot, next_.parity ^ 1);
   }
 
   weight_ring ring_;
-  int allowed_;
+  int due_;  ///< tiles that must have landed, besides those seen, before the next one is pushed
+  int producers_;
   std::uint64_t policy_;
   ring_cursor next_, landed_;
 };

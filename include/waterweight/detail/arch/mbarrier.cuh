@@ -14,6 +14,16 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
+/// What keeps an arrival behind loads from shared memory: an arrival does not wait for those under
+/// way, and who waits for it could overwrite what they are to read. Added to the address of a
+/// barrier, this does: it is made of a loaded word, and zero. `small` is less than 65536, which the
+/// compiler must not know.
+__device__ __forceinline__ std::uint32_t after_loading(std::uint32_t word, int small) {
+  std::uint32_t zero;
+  asm volatile("shr.u32 %0, %1, 16;" : "=r"(zero) : "r"(small));
+  return word & zero;
+}
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 /// Arrives and announces `bytes` more that TMA will report.
@@ -24,16 +34,6 @@ __device__ __forceinline__ void mbarrier_arrive_expect(std::uint32_t barrier, in
 
 __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-/// What keeps an arrival behind loads from shared memory: an arrival does not wait for those under
-/// way, and who waits for it could overwrite what they are to read. Added to the address of a
-/// barrier, this does: it is made of a loaded word, and zero. `small` is less than 65536, which the
-/// compiler must not know.
-__device__ __forceinline__ std::uint32_t after_loading(std::uint32_t word, int small) {
-  std::uint32_t zero;
-  asm volatile("shr.u32 %0, %1, 16;" : "=r"(zero) : "r"(small));
-  return word & zero;
 }
 
 /// Arrives at the barrier of the same address in block `rank` of the cluster. For buffers that

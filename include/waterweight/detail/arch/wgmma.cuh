@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include <waterweight/config.hpp>
+#include <waterweight/detail/arch/register_limit.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
@@ -50,16 +51,6 @@ __device__ __forceinline__ void store_matrices_transposed(std::uint32_t column,
                                                           const std::uint32_t (&matrices)[2]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(column),
                "r"(matrices[0]), "r"(matrices[1]));
-}
-
-/// Gives registers of the calling warpgroup back, or waits for as many as others have given.
-template <int Registers, bool More>
-__device__ __forceinline__ void set_register_limit() {
-  if constexpr (More) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
-  } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
-  }
 }
 
 /// Describes rows of 128 bytes under the 128-byte swizzle, which repeats every 8 rows = 1024 bytes.
