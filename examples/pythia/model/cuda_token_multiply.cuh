@@ -12,6 +12,7 @@
 #include <waterweight/device/weight_ring.cuh>
 
 #include "examples/pythia/model/cuda_reduce.cuh"
+#include "examples/pythia/model/cuda_token_clock.cuh"
 #include "examples/pythia/model/cuda_token_stage.cuh"
 #include "examples/pythia/model/cuda_token_types.cuh"
 
@@ -131,7 +132,8 @@ class TokenProducer {
   int lane_;
 };
 
-template <class T, class Element, int Hidden>
+/// Clock: see cuda_token_clock.cuh.
+template <class T, class Element, int Hidden, class Clock>
 class TokenMultiplier {
  public:
   using Group = TokenGroup<Element>;
@@ -149,7 +151,8 @@ class TokenMultiplier {
         first_(first_planes),
         second_(second_planes),
         groups_(groups),
-        lane_(threadIdx.x % 32) {}
+        lane_(threadIdx.x % 32),
+        clock_(p.times) {}
 
   /// Computes every tile of this warp; returns the best of the logits this lane has seen, among ids
   /// below vocab_limit.
@@ -162,7 +165,9 @@ class TokenMultiplier {
       const bool second = walk.kind == kDownTile || walk.kind == kDenseTile;
       done_until(2 * walk.layer + (second ? 1 : 0));
       multiply(walk, epoch + static_cast<std::uint32_t>(walk.layer), vocab_limit, &best);
+      clock_.multiplied(walk.kind);
     }
+    clock_.finish_multiplying();
     done_until(2 * p_.layer_count);
     return best;
   }
@@ -215,6 +220,7 @@ class TokenMultiplier {
     const TokenLinear<T>* const linear = layers_[tile.layer].linear;
 
     waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
+    clock_.waited(vector);
     const float step = staged_->step[vector];
     waterweight::detail::mbarrier_wait(ring_.full + ring_cursor_.slot, ring_cursor_.parity);
     const std::byte* const slot = ring_.slot(ring_cursor_.slot);
@@ -333,6 +339,7 @@ class TokenMultiplier {
   const std::int8_t *first_, *second_;
   Group* groups_;
   int lane_, halves_done_ = 0;
+  Clock clock_;
 };
 
 }  // namespace pythia
