@@ -127,28 +127,35 @@ std::string table_row(const Measurement& m) {
 constexpr char kTableHead[] =
     "mode      first tok ms     tokens/s   step ms        p5       p95  peak GPU MiB  decoding\n";
 
-std::string profile_line(const char* name, int launches, double bytes, double seconds,
-                         const StepProfile& profile) {
-  const double rate = seconds > 0.0 ? bytes / seconds : 0.0;
+std::string profile_line(const StepProfile::Part& part, const StepProfile& profile) {
+  const double rate = part.seconds > 0.0 ? part.bytes / part.seconds : 0.0;
+  char of_step[16] = "beside";
+  if (!part.beside) {
+    std::snprintf(of_step, sizeof(of_step), "%.1f%%", 100.0 * part.seconds / profile.seconds);
+  }
   char line[160];
-  std::snprintf(line, sizeof(line), "    %-14s %5d %10.2f %10.1f %8.1f%% %12.1f%%\n", name,
-                launches, 1e-6 * bytes, 1e6 * seconds, 100.0 * seconds / profile.seconds,
+  std::snprintf(line, sizeof(line), "    %-15s %4d %10.2f %10.1f %9s %12.1f%%\n", part.kind.c_str(),
+                part.launches, 1e-6 * part.bytes, 1e6 * part.seconds, of_step,
                 profile.read_roof > 0.0 ? 100.0 * rate / profile.read_roof : 0.0);
   return line;
 }
 
+/// All parts together. What happens beside others adds its bytes, but no time.
+StepProfile::Part sum_of(const std::vector<StepProfile::Part>& parts) {
+  StepProfile::Part sum{"sum"};
+  for (const StepProfile::Part& part : parts) {
+    sum.launches += part.launches;
+    sum.bytes += part.bytes;
+    if (!part.beside) sum.seconds += part.seconds;
+  }
+  return sum;
+}
+
 std::string profile_table(const StepProfile& profile) {
   std::string table = "    part       launches         MB         us  of step  of read roof\n";
-  int launches = 0;
-  double seconds = 0.0, bytes = 0.0;
-  for (const StepProfile::Part& part : profile.parts) {
-    table += profile_line(part.kind.c_str(), part.launches, part.bytes, part.seconds, profile);
-    launches += part.launches;
-    bytes += part.bytes;
-    seconds += part.seconds;
-  }
-  table += profile_line("sum", launches, bytes, seconds, profile);
-  table += profile_line("step", 1, profile.bytes, profile.seconds, profile);
+  for (const StepProfile::Part& part : profile.parts) table += profile_line(part, profile);
+  table += profile_line(sum_of(profile.parts), profile);
+  table += profile_line({"step", 1, profile.bytes, profile.seconds}, profile);
   char roof[64];
   std::snprintf(roof, sizeof(roof), "    read roof %.0f GB/s\n", 1e-9 * profile.read_roof);
   return table + roof;
@@ -178,16 +185,15 @@ nlohmann::ordered_json to_json(const StepProfile& profile) {
   if (profile.read_roof > 0.0) {
     json["read_limit_share"] = profile.bytes / profile.read_roof / profile.seconds;
   }
-  double sum = 0.0;
   auto parts = nlohmann::ordered_json::array();
   for (const StepProfile::Part& part : profile.parts) {
     parts.push_back({{"kind", part.kind},
                      {"launches", part.launches},
                      {"bytes", part.bytes},
-                     {"us", 1e6 * part.seconds}});
-    sum += part.seconds;
+                     {"us", 1e6 * part.seconds},
+                     {"beside", part.beside}});
   }
-  json["sum_us"] = 1e6 * sum;
+  json["sum_us"] = 1e6 * sum_of(profile.parts).seconds;
   json["parts"] = parts;
   return json;
 }

@@ -85,6 +85,13 @@ void CudaEngine<T>::require_room(int steps) const {
   }
 }
 
+template <class T>
+void CudaEngine<T>::enqueue_token_kernel(const LaunchContext& launch, bool choose) {
+  TokenTimes* const times = launch.log == nullptr ? nullptr : launch.log->times;
+  launch.run(kTokenKernel, step_bytes(),
+             [&] { token_step_.enqueue(choose, times, launch.stream); });
+}
+
 /// Everything from the tokens to the logits.
 template <class T>
 void CudaEngine<T>::enqueue_step(const LaunchContext& launch, int batch) {
@@ -92,7 +99,7 @@ void CudaEngine<T>::enqueue_step(const LaunchContext& launch, int batch) {
     enqueue_decode_step(launch, decode_step(batch), batch);
     return;
   }
-  launch.run("token kernel", step_bytes(), [&] { token_step_.enqueue(false, launch.stream); });
+  enqueue_token_kernel(launch, false);
   if (!chooses_in_kernel()) {
     launch.run("policy", 0.0, [&] { enqueue_policy(launch, kv_, batch); });
   }
@@ -103,7 +110,7 @@ template <class T>
 void CudaEngine<T>::enqueue_generation(const LaunchContext& launch, bool greedy) {
   const int batch = options_.batch_size;
   if (greedy && chooses_in_kernel()) {
-    launch.run("token kernel", step_bytes(), [&] { token_step_.enqueue(true, launch.stream); });
+    enqueue_token_kernel(launch, true);
     return;
   }
   enqueue_step(launch, batch);

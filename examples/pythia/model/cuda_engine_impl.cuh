@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 #include <waterweight/device_info.cuh>
@@ -23,6 +25,7 @@
 #include "examples/pythia/model/cuda_state.hpp"
 #include "examples/pythia/model/cuda_step_fork.hpp"
 #include "examples/pythia/model/cuda_token_step.cuh"
+#include "examples/pythia/model/cuda_token_times.hpp"
 #include "examples/pythia/model/cuda_weights.hpp"
 #include "examples/pythia/model/host_sampler.hpp"
 #include "examples/pythia/model/rotary_frequencies.hpp"
@@ -55,6 +58,7 @@ class CudaEngine final : public Engine {
   static constexpr int kScoredRows = 256;  // rows of logits [rows, vocab] held at a time
   /// Rows of Q, K and V that the layers of a prompt share, see Prefill::layers_at_once.
   static constexpr std::size_t kRowsAtOnce = 4096;
+  static constexpr char kTokenKernel[] = "token kernel";  // its name in a profile
   static constexpr int kMostUnderWay = 4;  // steps launched whose tokens nobody has asked for yet
 
   /// Buffers that only scoring needs, allocated when it is first asked for.
@@ -77,8 +81,10 @@ class CudaEngine final : public Engine {
   void begin_scoring(const std::vector<std::int32_t>& ids, int longest, const char* limit_name);
   Scores collect(int first, int nll_count, int argmax_count, const float* last_logits);
   void advance(int batch);
+  void enqueue_token_kernel(const LaunchContext& launch, bool choose);
   void enqueue_step(const LaunchContext& launch, int batch);
   void enqueue_generation(const LaunchContext& launch, bool greedy);
+  StepBytes bytes_of_step();
   double step_bytes();
   double graph_seconds(CudaGraph& graph, int replays) const;
   bool chooses_in_kernel() const;

@@ -7,6 +7,8 @@
 
 namespace pythia {
 
+struct TokenTimes;
+
 /// Lets the first `most` launches of a sequence happen, and what it cannot do without, and notes
 /// the others.
 struct LaunchLog {
@@ -18,6 +20,8 @@ struct LaunchLog {
   int live_slots = 0;  ///< of each head's cache
   int most = std::numeric_limits<int>::max();
   bool advances = false;  ///< even if it is not among the first
+  /// Null, or [blocks] of the token kernel, which then adds what it spends its time on.
+  TokenTimes* times = nullptr;
   std::vector<Entry> entries;
 
   bool take(const char* kind, double bytes) {

@@ -10,6 +10,7 @@
 #include <waterweight/device/h2o_account.cuh>
 #include <waterweight/device/h2o_attend.cuh>
 
+#include "examples/pythia/model/cuda_token_clock.cuh"
 #include "examples/pythia/model/cuda_token_stage.cuh"
 #include "examples/pythia/model/cuda_token_types.cuh"
 
@@ -21,7 +22,8 @@ constexpr std::size_t token_merge_bytes(int evict_every) {
          waterweight::h2o_evict_shared_bytes<kTokenAttentionThreads>(evict_every);
 }
 
-template <class T, int HeadDim>
+/// Clock: see cuda_token_clock.cuh.
+template <class T, int HeadDim, class Clock = NoTokenClock>
 class TokenAttention {
  public:
   using attend =
@@ -43,7 +45,8 @@ class TokenAttention {
         attend_memory_(attend_memory),
         merge_memory_(merge_memory),
         live_(min(p.length[0] + 1, p.capacity)),
-        step_(p.step[0]) {}
+        step_(p.step[0]),
+        clock_(p.times) {}
 
   __device__ void run(std::uint32_t epoch) {
     for (int layer = 0; layer < p_.layer_count; ++layer, ++epoch) {
@@ -63,7 +66,9 @@ class TokenAttention {
       for (int unit = first, i = 0; unit < units; unit += gridDim.x, ++i) {
         if ((last >> i & 1) != 0) merge(layer, unit / p_.splits, epoch);
       }
+      clock_.attended();
     }
+    if (static_cast<int>(blockIdx.x) < p_.heads * p_.splits) clock_.finish_attending();
   }
 
  private:
@@ -101,6 +106,7 @@ class TokenAttention {
                                               int next_fresh, std::uint32_t epoch) {
     const int head = unit / p_.splits, split = unit % p_.splits, row = row_of(layer, head);
     receive(p_.exchange.qkv + (layer & 1) * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
+    clock_.restart();
     const waterweight::h2o_split_output output{
         p_.exchange.logit + std::int64_t{row} * p_.capacity,
         p_.capacity,
@@ -114,6 +120,7 @@ class TokenAttention {
             1.0f / sqrtf(static_cast<float>(HeadDim)), output,
             [&] { unit_of(layer, next, next_fresh).begin_keys(); },
             [&] { unit_of(layer, next, next_fresh).begin_values(); });
+    clock_.attended();
   }
 
   /// The head's q, k and v as they come.
@@ -213,6 +220,7 @@ class TokenAttention {
   Scratch* scratch_;
   std::byte *attend_memory_, *merge_memory_;
   int live_, step_;
+  Clock clock_;
 };
 
 }  // namespace pythia

@@ -67,12 +67,12 @@ __device__ __forceinline__ void change_registers() {
 
 /// One block per SM, all of them resident at once (a cooperative launch). HeadDim: of the model.
 /// E: hidden / kTokenStagingThreads; intermediate is 4 * hidden. Element: of the weights, INT8 or
-/// T.
-template <class T, int HeadDim, int E, class Element>
+/// T. Clock: TokenClock in the form that leaves p.times.
+template <class T, int HeadDim, int E, class Element, class Clock = NoTokenClock>
 __global__ void __launch_bounds__(kTokenThreads, 1)
     token_kernel(const __grid_constant__ TokenParameters<T> p) {
 #if __CUDA_ARCH__ >= 900
-  using Attention = TokenAttention<T, HeadDim>;
+  using Attention = TokenAttention<T, HeadDim, Clock>;
   using Stager = TokenStager<T, E, Element>;
   using Tile = TokenTile<Element>;
   extern __shared__ __align__(128) std::byte memory[];
@@ -158,9 +158,9 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     if (thread < kTokenProducer) {
       const int vocab_limit = p.ending.choose ? p.ending.target.options->vocab_limit : p.vocab;
       const TokenShared layout = places();
-      best = TokenMultiplier<T, Element, kHidden>(p, layers_in(layout), shares, ring, &staged,
-                                                  planes_at(layout.first_planes),
-                                                  planes_at(layout.second_planes), groups)
+      best = TokenMultiplier<T, Element, kHidden, Clock>(p, layers_in(layout), shares, ring,
+                                                         &staged, planes_at(layout.first_planes),
+                                                         planes_at(layout.second_planes), groups)
                  .run(epoch, vocab_limit);
     } else {
       TokenProducer<T, Element, kHidden>(p, layers_in(places()), ring).run(shares);
@@ -174,10 +174,10 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
 }
 
 /// Launches the kernel: `blocks` of them must fit the device at once, one per SM.
-template <class T, int HeadDim, int E, class Element>
+template <class T, int HeadDim, int E, class Element, class Clock = NoTokenClock>
 cudaError_t launch_token_kernel(const TokenParameters<T>& p, int blocks, std::size_t shared_bytes,
                                 cudaStream_t stream) {
-  const auto kernel = token_kernel<T, HeadDim, E, Element>;
+  const auto kernel = token_kernel<T, HeadDim, E, Element, Clock>;
   const cudaError_t status = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   if (status != cudaSuccess) return status;

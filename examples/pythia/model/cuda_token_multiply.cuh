@@ -15,6 +15,7 @@
 #include <waterweight/device/weight_ring.cuh>
 
 #include "examples/pythia/model/cuda_reduce.cuh"
+#include "examples/pythia/model/cuda_token_clock.cuh"
 #include "examples/pythia/model/cuda_token_stage.cuh"
 #include "examples/pythia/model/cuda_token_types.cuh"
 
@@ -138,7 +139,8 @@ class TokenProducer {
   int lane_;
 };
 
-template <class T, class Element, int Hidden>
+/// Clock: see cuda_token_clock.cuh.
+template <class T, class Element, int Hidden, class Clock>
 class TokenMultiplier {
  public:
   using Group = TokenGroup<Element>;
@@ -156,7 +158,8 @@ class TokenMultiplier {
         first_(first_planes),
         second_(second_planes),
         groups_(groups),
-        lane_(threadIdx.x % 32) {}
+        lane_(threadIdx.x % 32),
+        clock_(p.times) {}
 
   /// Computes every tile of this warp; returns the best of the logits this lane has seen, among ids
   /// below vocab_limit.
@@ -169,7 +172,9 @@ class TokenMultiplier {
       const bool second = walk.kind == kDownTile || walk.kind == kDenseTile;
       done_until(2 * walk.layer + (second ? 1 : 0));
       multiply(walk, epoch + static_cast<std::uint32_t>(walk.layer), vocab_limit, &best);
+      clock_.multiplied(walk.kind);
     }
+    clock_.finish_multiplying();
     done_until(2 * p_.layer_count);
     return best;
   }
@@ -239,7 +244,9 @@ class TokenMultiplier {
     }
     ring_cursor_.advance(kTokenMultiplyWarps, ring_.slots);
 
+    clock_.multiplied(tile.kind);
     waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
+    clock_.waited(vector);
     const float step = staged_->step[vector];
     int sum = 0;         // of INT8 weights
     float value = 0.0f;  // of 16-bit weights
@@ -345,6 +352,7 @@ class TokenMultiplier {
   const std::int8_t *first_, *second_;
   Group* groups_;
   int lane_, halves_done_ = 0;
+  Clock clock_;
 };
 
 }  // namespace pythia

@@ -13,9 +13,6 @@
 
 namespace pythia {
 
-/// Which planes: what the multiplying warps wait for once per layer.
-enum StagedVector { kAttentionInput, kMlpInput, kDenseInput, kDownInput, kStagedVectors };
-
 /// Shared memory between the staging and the multiplying warps.
 struct StagedPlanes {
   std::uint64_t ready[kStagedVectors];

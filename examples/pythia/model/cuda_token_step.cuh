@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 #include <waterweight/device/ring_order.hpp>
 
@@ -15,37 +14,11 @@
 #include "examples/pythia/model/cuda_decode_step.cuh"
 #include "examples/pythia/model/cuda_sampling.cuh"
 #include "examples/pythia/model/cuda_state.hpp"
+#include "examples/pythia/model/cuda_token_dispatch.cuh"
 #include "examples/pythia/model/cuda_token_kernel.cuh"
+#include "examples/pythia/model/cuda_token_timed.hpp"
 
 namespace pythia {
-
-/// Calls f(head_dim, E, Element()) with std::integral_constants for the models that have a token
-/// kernel; otherwise returns false. E, Element: see token_kernel.
-template <class T, class F>
-bool dispatch_token_kernel(int head_dim, int hidden, WeightType weights, const F& f) {
-  const auto is = [&](auto dim, auto e) {
-    if (head_dim != dim || hidden != e * kTokenStagingThreads) return false;
-    // With 16-bit weights not every width has code: it takes long to compile.
-    constexpr bool kHasHalf = dim.value <= 128 && (dim.value < 128 || e.value > 1);
-    if (weights == WeightType::int8) {
-      f(dim, e, std::int8_t{});
-    } else if constexpr (kHasHalf) {
-      f(dim, e, T{});
-    }
-    return weights == WeightType::int8 || kHasHalf;
-  };
-  using std::integral_constant;
-  constexpr integral_constant<int, 64> k64;
-  constexpr integral_constant<int, 80> k80;
-  constexpr integral_constant<int, 128> k128;
-  constexpr integral_constant<int, 256> k256;
-  constexpr integral_constant<int, 1> small;  // the bundled model and those of the tests
-  constexpr integral_constant<int, 4> k1024;
-  constexpr integral_constant<int, 8> k2048;
-  constexpr integral_constant<int, 10> k2560;
-  return is(k80, k2560) || is(k128, k2048) || is(k256, k2048) || is(k64, k1024) || is(k64, small) ||
-         is(k128, small) || is(k256, small);
-}
 
 /// The token kernel of one engine. Use: plan() before the arena is allocated, bind() after, then
 /// enqueue() if active().
@@ -84,6 +57,11 @@ class TokenStep {
   }
 
   bool active() const { return active_; }
+
+  /// Of the form of the kernel that times itself; 0 where there is none.
+  int timed_blocks() const {
+    return active_ && has_timed_token_kernel(head_dim_, p_.hidden) ? blocks_ : 0;
+  }
 
   /// After the arena's allocation and kv.bind(). `step` as enqueue_decode_step takes it, `target`
   /// as sample() does.
@@ -129,10 +107,17 @@ class TokenStep {
   }
 
   /// Feeds the token and leaves the logits. choose: also takes the best token, as sample() does for
-  /// temperature 0, and advances the sequence, as h2o_advance does.
-  void enqueue(bool choose, cudaStream_t stream) const {
+  /// temperature 0, and advances the sequence, as h2o_advance does. times: where not null, what
+  /// timed_blocks() blocks add their times to.
+  void enqueue(bool choose, TokenTimes* times, cudaStream_t stream) const {
     TokenParameters<T> p = p_;
     p.ending.choose = choose;
+    p.times = times;
+    if (times != nullptr) {
+      check_cuda(launch_timed_token_kernel(p, head_dim_, weights_, blocks_, shared_bytes_, stream),
+                 "token_kernel");
+      return;
+    }
     dispatch_token_kernel<T>(head_dim_, p.hidden, weights_, [&](auto dim, auto e, auto element) {
       using Element = decltype(element);
       check_cuda(launch_token_kernel<T, decltype(dim)::value, decltype(e)::value, Element>(

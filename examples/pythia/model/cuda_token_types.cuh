@@ -15,6 +15,7 @@
 #include "examples/pythia/model/cuda_reduce.cuh"
 #include "examples/pythia/model/cuda_sampling.cuh"
 #include "examples/pythia/model/cuda_token_shares.hpp"
+#include "examples/pythia/model/cuda_token_times.hpp"
 #include "examples/pythia/model/cuda_weights.hpp"
 
 namespace pythia {
@@ -76,8 +77,6 @@ struct TokenLinear {
   const T* bias = nullptr;
 };
 
-/// What kinds of tiles follow each other in a block's sequence.
-enum TileKind { kQkvTile, kUpTile, kDownTile, kDenseTile, kHeadTile, kNoTile };
 constexpr int kLinearsOfLayer = 4;
 
 /// One layer; in the entry after the last one, the head as qkv and the last LayerNorm.
@@ -133,6 +132,7 @@ struct TokenParameters {
   const std::int32_t* length;
   int ring_slots, most_in_flight;
   TokenEnding ending;
+  TokenTimes* times = nullptr;  ///< [blocks], of the timed form
 };
 
 /// Dynamic shared memory of a block.

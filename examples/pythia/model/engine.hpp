@@ -89,12 +89,14 @@ struct CacheSnapshot {
 struct StepProfile {
   /// All launches of one kind. They follow one another in the step; seconds is by how much the step
   /// became longer with each of them, so that what others hide of a launch is not counted. Among
-  /// launches that run side by side one may take less than no time; the sum stays the step's.
+  /// launches that run side by side one may take less than no time; the sum stays the step's. A
+  /// launch that takes the whole step may stand there as the parts it consists of.
   struct Part {
     std::string kind;
-    int launches = 0;
+    int launches = 0;    ///< 0: a part of one
     double bytes = 0.0;  ///< that must be read and written at least
     double seconds = 0.0;
+    bool beside = false;  ///< happens while other parts do: its seconds are none of the step's
   };
   std::vector<Part> parts;  ///< in the order of their first launches
   double seconds = 0.0;     ///< of a step, measured apart from the parts

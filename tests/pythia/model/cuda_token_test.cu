@@ -241,6 +241,54 @@ TEST_F(CudaToken, TwoRunsAreEqualBitForBit) {
   EXPECT_EQ(host_test::generate(*one_launch, ids, 100), host_test::generate(*one_launch, ids, 100));
 }
 
+TEST_F(CudaToken, AProfileTakesTheKernelApart) {
+  for (const WeightType weights : {WeightType::int8, WeightType::fp16}) {
+    for (const Policy policy : {Policy::full, Policy::h2o}) {
+      EngineOptions options = small_budget(policy);
+      options.weights = weights;
+      make_both(host_test::tiny_neox(), options);
+      if (IsSkipped()) return;
+      one_launch->start({text()}, {});
+      const pythia::StepProfile profile = one_launch->profile_step();
+      double seconds = 0.0, bytes = 0.0;
+      std::string kinds;
+      for (const auto& part : profile.parts) {
+        kinds += part.kind + "; ";
+        bytes += part.bytes;
+        if (!part.beside) seconds += part.seconds;
+        EXPECT_GT(part.seconds, 0.0) << part.kind;
+      }
+      EXPECT_EQ(kinds,
+                "graph, advance; wait: norms; qkv; up; wait: up; down; wait: attention; dense; "
+                "head; launch, choice; attention; ");
+      EXPECT_DOUBLE_EQ(bytes, profile.bytes);
+      EXPECT_NEAR(seconds / profile.seconds, 1.0, 0.3);  // of a step of some microseconds
+    }
+  }
+}
+
+/// The form of the kernel that times itself computes what the other does.
+TEST_F(CudaToken, AProfiledStepIsAStep) {
+  for (const WeightType weights : {WeightType::int8, WeightType::fp16}) {
+    EngineOptions options = small_budget(Policy::h2o);
+    options.weights = weights;
+    make_both(host_test::tiny_neox(), options);
+    if (IsSkipped()) return;
+    const auto same = token_engine(host_test::tiny_neox(), options);
+    one_launch->start({text()}, {});
+    one_launch->profile_step();
+    const int fed = one_launch->cache_snapshot(0, 0).positions[0].back() + 1;
+    same->start({text()}, {});
+    same->run(fed - static_cast<int>(text().size()));
+    for (int layer = 0; layer < same->config().num_layers; ++layer) {
+      const auto profiled = one_launch->cache_snapshot(0, layer);
+      const auto plain = same->cache_snapshot(0, layer);
+      EXPECT_EQ(profiled.positions, plain.positions) << "layer " << layer;
+      EXPECT_EQ(profiled.scores, plain.scores) << "layer " << layer;
+    }
+  }
+}
+
 TEST_F(CudaToken, OtherSessionsKeepTheirLaunches) {
   EngineOptions options = small_budget(Policy::h2o);
   options.batch_size = 2;
