@@ -39,7 +39,7 @@ filter_of() {
     memcheck:test_attention)
       echo 'PrefillTest/0.*:Fp16/DecodeTest/0.*:DecodePolicyTest.TheFused*:*ThroughAFewBlocks' ;;
     racecheck:test_attention)
-      echo 'PrefillTest/0.*:Fp16/DecodeTest/0.*-*.ManySlotsPerHead:*.FullAttention' ;;
+      echo 'PrefillTest/0.*:Fp16/DecodeTest/0.*:*ThroughAFewBlocks-*.ManySlotsPerHead:*.FullAttention' ;;
     *check:test_h2o) echo 'SelectTest/0.*:AccumulateTest/0.*:EvictTest.*-EvictTest.RandomShapes' ;;
     *check:test_quantize) echo 'QuantizeTest/0.*:QuantizeTest/1.*' ;;
     *check:test_pythia_model) echo "$pythia" ;;

@@ -100,15 +100,23 @@ TYPED_TEST(StreamGemmTest, LongestRows) {
   this->check({16, 40, longest(2) - 16, 0, 0, 0}, test::Kind::gelu_tanh, 1, true, generator);
 }
 
-// Each product reads what the one before it wrote, and writes what that one read.
+// Each product reads what the one before it wrote, and writes what that one read. Beside others 16
+// tokens get another kernel.
 TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
   using T = typename TestFixture::T;
   if constexpr (std::is_same_v<T, typename TestFixture::Out> &&
                 std::is_same_v<std::int8_t, typename TestFixture::Element>) {
     std::mt19937 generator(35);
     constexpr int kSize = 1280, kLinks = 12;
-    for (int m : {1, 8, 16}) {
-      SCOPED_TRACE(::testing::Message() << "M " << m);
+    struct Chain {
+      int m;
+      bool beside_others;
+    };
+    for (const Chain& chain :
+         {Chain{1, false}, Chain{8, false}, Chain{16, false}, Chain{16, true}}) {
+      const int m = chain.m;
+      SCOPED_TRACE(::testing::Message() << "M " << m << " beside others " << chain.beside_others);
+      this->device.beside_others = chain.beside_others;
       const auto start = test::random_normal<T>(std::size_t(m) * kSize, 1.0f, generator);
       std::vector<std::int8_t> weights(std::size_t(kSize) * kSize);
       for (auto& value : weights) {

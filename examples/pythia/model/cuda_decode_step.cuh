@@ -94,6 +94,7 @@ void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step,
   LayerFork fork = step.fork;
   fork.attention.log = fork.mlp.log = launch.log;
   const bool forked = fork.side != nullptr;
+  const waterweight::device_info& attending = forked ? fork.attending : launch.device;
   for (std::size_t i = 0; i < step.weights->layers.size(); ++i) {
     waterweight::kv_cache_view<T> cache = step.kv->caches[i];
     cache.batch = batch;
@@ -102,7 +103,7 @@ void enqueue_decode_step(const LaunchContext& launch, const DecodeStep<T>& step,
       launch.run("attention", step.attention_bytes(launch.log, batch), [&] {
         check_cuda(
             waterweight::h2o_decode_attention<T>(
-                launch.device, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
+                attending, part(0), part(1), part(2), step.rotary, cache, step.kv->states[i],
                 step.kv->policy, contiguous_heads(activations.attention_out, config, batch, 1),
                 launch.workspace, launch.stream, waterweight::early_read::cache),
             "h2o_decode_attention");

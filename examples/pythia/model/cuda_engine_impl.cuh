@@ -228,10 +228,11 @@ DecodeStep<T> CudaEngine<T>::decode_step(int batch) {
   LayerFork fork;
   const StepFork shares = step_fork(config_, options_.weights, batch, launch_.device);
   if (shares.mlp_sms > 0) {
-    fork = {launch_, launch_, &side_};
+    fork = {launch_, launch_, launch_.device, &side_};
     fork.attention.device.sm_count = shares.attention_sms;
     fork.mlp.device.sm_count = shares.mlp_sms;
     fork.attention.device.beside_others = fork.mlp.device.beside_others = true;
+    if (shares.attention_streams) fork.attending = fork.attention.device;
     fork.mlp.stream = side_.get();
     fork.mlp.workspace = {side_workspace_, side_workspace_bytes_};
   }

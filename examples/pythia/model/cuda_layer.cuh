@@ -87,8 +87,9 @@ void end_layer(const LaunchContext& launch, const Config& config, const CudaLaye
 
 /// What the two halves of a forked layer launch with. Each sees only its share of the SMs.
 struct LayerFork {
-  LaunchContext attention;  ///< on the step's own stream
-  LaunchContext mlp;        ///< on the side's
+  LaunchContext attention;             ///< on the step's own stream
+  LaunchContext mlp;                   ///< on the side's
+  waterweight::device_info attending;  ///< what the attention kernel is told of the device
   SideStream* side = nullptr;
 };
 

@@ -89,10 +89,10 @@ struct stream_decoder {
       mbarrier_init(at->filled + i, 1);
       mbarrier_init(at->read + i, kStreamPlaceChunks);
     }
-    // Each lane that stores arrives itself: no order among lanes to rely on.
+    // Each thread arrives itself: no order among lanes to rely on.
     for (int i = 0; i < kStreamHeads; ++i) {
       mbarrier_init(at->prepared + i, 32 * shape::kPrepareWarps);
-      mbarrier_init(at->attended + i, kStreamWriters * kStreamAttendWarps);
+      mbarrier_init(at->attended + i, shape::kFirstBook);
       mbarrier_init(at->booked + i, kStreamBookThreads);
     }
     mbarrier_init_fence();
@@ -217,7 +217,7 @@ struct stream_decoder {
           for (int d = lane; d < HeadDim; d += kStreamWriters) outputs(buffer, c)[d] = 0.0f;
         }
       }
-      if (lane < kStreamWriters) mbarrier_arrive(at->attended + buffer);
+      mbarrier_arrive(at->attended + buffer);
     });
   }
 

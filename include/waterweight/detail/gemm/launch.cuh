@@ -53,10 +53,11 @@ struct gemm_launcher {
 
   template <int NTiles>
   cudaError_t gemv() const {
-    return launch(gemv_kernel<T, Element, Out, Epilogue, NTiles>,
-                  dim3(static_cast<unsigned>(ceil_div(w.rows, 16))), kGemvPolicy.threads(), 0,
-                  stream, global_activations<T>{x.data, x.ld}, w, y.data, y.ld,
-                  static_cast<int>(x.rows), epilogue);
+    return launch_following(gemv_kernel<T, Element, Out, Epilogue, NTiles>,
+                            dim3(static_cast<unsigned>(ceil_div(w.rows, 16))),
+                            kGemvPolicy.threads(), 0, stream, global_activations<T>{x.data, x.ld},
+                            w, y.data, y.ld, static_cast<int>(x.rows), epilogue,
+                            early == early_read::weights);
   }
 
   /// Whether wgmma is faster than kernels for few tokens. With more than eight the streaming kernel
