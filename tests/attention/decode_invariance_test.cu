@@ -305,6 +305,7 @@ TEST_F(ManySequencesTest, HeadsThatStreamThroughAFewBlocks) {
   device.beside_others = true;
   device.sm_count = 4;
   expect_each_alone({7, 3, 3, 80}, {2, 5, 6}, {0, 6});
+  expect_each_alone({20, 3, 3, 80}, {2, 5, 6}, {0, 19});
 }
 
 /// Layers in turn, captured and eager, with and without promises to the kernel: the same bits. More

@@ -229,10 +229,13 @@ DecodeStep<T> CudaEngine<T>::decode_step(int batch) {
   const StepFork shares = step_fork(config_, options_.weights, batch, launch_.device);
   if (shares.mlp_sms > 0) {
     fork = {launch_, launch_, launch_.device, &side_};
-    fork.attention.device.sm_count = shares.attention_sms;
+    fork.attention.device.sm_count = shares.projection_sms;
     fork.mlp.device.sm_count = shares.mlp_sms;
     fork.attention.device.beside_others = fork.mlp.device.beside_others = true;
-    if (shares.attention_streams) fork.attending = fork.attention.device;
+    if (shares.attention_blocks > 0) {
+      fork.attending.sm_count = shares.attention_blocks;
+      fork.attending.beside_others = true;
+    }
     fork.mlp.stream = side_.get();
     fork.mlp.workspace = {side_workspace_, side_workspace_bytes_};
   }

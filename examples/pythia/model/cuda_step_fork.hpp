@@ -10,11 +10,11 @@ namespace pythia {
 
 /// SMs of the MLP and of what runs beside it: QKV, attention and dense.
 struct StepFork {
-  int mlp_sms = 0;  ///< 0: one after another, each on all SMs
-  int attention_sms = 0;
-  /// Attention keeps to its share, by the kernel that streams heads through its blocks. Otherwise
-  /// it is not told of the MLP, and its clusters go wherever there is room.
-  bool attention_streams = false;
+  int mlp_sms = 0;         ///< 0: one after another, each on all SMs
+  int projection_sms = 0;  ///< of QKV and dense
+  /// Attention by the kernel that streams heads through as many blocks. 0: it is not told of the
+  /// MLP, and its clusters go wherever there is room.
+  int attention_blocks = 0;
 };
 
 /// Where it pays, by what steps of Pythia-2.8B took on H200 (us, divided and not): with FP16
@@ -22,15 +22,27 @@ struct StepFork {
 /// 2090, 16 2103 and 2369, 32 2990 and 3104, 64 4403 and 4436.
 inline StepFork step_fork(const Config& config, WeightType weights, int batch,
                           const waterweight::device_info& device) {
-  constexpr int kFew = 8, kSome = 16;
+  constexpr int kFew = 8, kSome = 16, kMany = 64;
+  const int sms = device.sm_count;
   if (!config.parallel_residual || device.compute_capability != 90) return {};
   if (weights == WeightType::fp16 && batch > kFew) return {};
-  // With more sequences attention has the more to read. 16 of them have 512 heads in Pythia-2.8B,
-  // six for each of 86 blocks with few left over: a step takes 1884 us, with 74 blocks 1977, with
-  // 92 2050, with clusters beside 66 SMs of MLP 1954.
-  const bool streams = batch > kFew && batch <= kSome;
-  const int mlp = device.sm_count * (batch <= kFew ? 546 : streams ? 350 : 500) / 1000;
-  return {mlp, device.sm_count - mlp, streams};
+  StepFork fork;
+  if (batch <= kFew) {
+    fork.mlp_sms = sms * 546 / 1000;
+  } else if (batch <= kSome) {
+    // With more sequences attention has the more to read. 16 of them have 512 heads in Pythia-2.8B,
+    // six for each of 86 blocks with few left over: a step takes 1884 us, with 74 blocks 1977, with
+    // 92 2050, with clusters beside 66 SMs of MLP 1954.
+    fork.mlp_sms = sms * 350 / 1000;
+    fork.attention_blocks = sms - fork.mlp_sms;
+  } else {
+    // Blocks of attention that find no SM start when the MLP has ended: 32 sequences 2587 us, 64
+    // 4104, with clusters 2732 and 4213.
+    fork.mlp_sms = sms / 2;
+    if (batch <= kMany) fork.attention_blocks = sms;
+  }
+  fork.projection_sms = sms - fork.mlp_sms;
+  return fork;
 }
 
 }  // namespace pythia

@@ -22,18 +22,28 @@ TEST(StepForkTest, SharesTheWholeCardAtEveryBatch) {
   for (int batch = 1; batch <= 128; ++batch) {
     const StepFork fork = fork_of(batch);
     EXPECT_GT(fork.mlp_sms, 0) << batch;
-    EXPECT_GT(fork.attention_sms, 0) << batch;
-    EXPECT_EQ(132, fork.mlp_sms + fork.attention_sms) << batch;
+    EXPECT_GT(fork.projection_sms, 0) << batch;
+    EXPECT_EQ(132, fork.mlp_sms + fork.projection_sms) << batch;
   }
 }
 
 // 512 heads in six rounds: fewer blocks would need a seventh.
 TEST(StepForkTest, SixteenSequencesStreamThroughTheirShare) {
   for (int batch : {9, 16}) {
-    EXPECT_TRUE(fork_of(batch).attention_streams) << batch;
-    EXPECT_EQ(86, fork_of(batch).attention_sms) << batch;
+    EXPECT_EQ(86, fork_of(batch).attention_blocks) << batch;
+    EXPECT_EQ(86, fork_of(batch).projection_sms) << batch;
   }
-  for (int batch : {1, 8, 17, 64}) EXPECT_FALSE(fork_of(batch).attention_streams) << batch;
+}
+
+TEST(StepForkTest, MoreSequencesStreamThroughEverySmThatIsFree) {
+  for (int batch : {17, 32, 64}) {
+    EXPECT_EQ(132, fork_of(batch).attention_blocks) << batch;
+    EXPECT_EQ(66, fork_of(batch).mlp_sms) << batch;
+  }
+}
+
+TEST(StepForkTest, ClustersAttendForFewSequencesAndForVeryMany) {
+  for (int batch : {1, 8, 65, 128}) EXPECT_EQ(0, fork_of(batch).attention_blocks) << batch;
 }
 
 TEST(StepForkTest, LeavesTheStepWholeWhereDividingDoesNotPay) {

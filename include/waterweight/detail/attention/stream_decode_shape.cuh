@@ -17,16 +17,16 @@ inline constexpr int kStreamWriters = 4;  ///< lanes of a warp that have what it
 /// Places that pass between two chunks of the same warp: of keys and of values.
 inline constexpr int kStreamStride = 2 * kStreamAttendWarps / kStreamPlaceChunks;
 
-/// Whether the kernel has code for a cache, and should take the step: beside other kernels, with a
-/// few heads for every block. It leaves SMs to them sooner than clusters do: a step of Pythia-2.8B
-/// with 16 sequences, 512 heads, the MLP beside the attention, took 2507 us on H200 with those and
-/// 2298 with this. Alone, clusters are faster: 25 us a layer and 27, with 64 sequences 87 and 93.
+/// Whether the kernel has code for a cache, and should take the step: beside other kernels, with
+/// some heads for every block. It leaves SMs to them sooner than clusters do: a step of Pythia-2.8B
+/// with the MLP beside the attention took on H200, 16 sequences, 512 heads, 2507 us with those and
+/// 2298 with this, 64 sequences 4213 and 4104. Alone, clusters are faster: 25 us a layer and 27,
+/// with 64 sequences 87 and 93.
 template <int HeadDim>
 inline constexpr bool kStreamsHeads = HeadDim >= 64 && HeadDim <= 128;
 WATERWEIGHT_HOST_DEVICE constexpr bool stream_takes(int capacity, int group_size,
                                                     std::int64_t heads, int sms) {
-  return cluster_splits(capacity) <= kStreamBookWarps && group_size == 1 && heads >= 2 * sms &&
-         heads < 8 * std::int64_t{sms};
+  return cluster_splits(capacity) <= kStreamBookWarps && group_size == 1 && heads >= 2 * sms;
 }
 
 /// What is told of a head before its keys are multiplied.
