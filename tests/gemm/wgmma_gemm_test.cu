@@ -144,6 +144,19 @@ TYPED_TEST(WgmmaGemmTest, StagingIsReusedOnceItHasBeenRead) {
   }
 }
 
+// Rows start on 16-byte boundaries and end between two: the copy engine moves whole 16 bytes.
+TYPED_TEST(WgmmaGemmTest, NothingIsWrittenBehindRowsThatEndBetweenBoundaries) {
+  std::mt19937 generator(28);
+  int i = 0;
+  for (wgmma_tile tile : kTiles) {
+    for (int n : {15, 205, 451}) {
+      const wgmma_cut cut{tile, 1 + i % 3};
+      this->check({20, n, 1104, 16, 16, 8 - n % 8}, kKinds[i++ % 2], cut, generator);
+    }
+    this->check({20, 46, 144, 16, 16, 2}, kKinds[i++ % 2], wgmma_cut{tile, 1}, generator);
+  }
+}
+
 TYPED_TEST(WgmmaGemmTest, ASecondLaunchComputesTheRowsThatAreLeft) {
   std::mt19937 generator(25);
   int i = 0;

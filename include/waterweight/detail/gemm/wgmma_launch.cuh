@@ -88,7 +88,9 @@ struct wgmma_launcher {
     part.rows = static_cast<int>(count);
     Out* const y_part = y.data + first;
     // Of Y, tokens of a chunk by 128 bytes of channels; where it cannot have a map any other does.
-    const bool y_aligned = is_aligned(y_part, 16) && y.ld * sizeof(Out) % 16 == 0;
+    // The copy engine writes whole 16 bytes: those behind a row's end too, if that is not at 16.
+    const bool y_aligned =
+        is_aligned(y_part, 16) && y.ld * sizeof(Out) % 16 == 0 && count * sizeof(Out) % 16 == 0;
     CUtensorMap w_map, x_map, y_map;
     if (!tma_make_map(encode, part.data, count, w.cols, w.ld, P.rows(),
                       static_cast<int>(L.w_bytes / P.rows() / sizeof(Element)), &w_map) ||

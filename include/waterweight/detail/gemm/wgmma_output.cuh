@@ -21,7 +21,7 @@ struct wgmma_output {
   Out* y;
   std::int64_t ld;
   int m_count;
-  bool aligned;  ///< rows of Y start on 16-byte boundaries: there is a tensor map of it
+  bool aligned;  ///< rows of Y start and end on 16-byte boundaries: there is a tensor map of it
   int first_n;   ///< what the epilogue knows channel 0 as: W and Y may be a part of the caller's
   Epilogue epilogue;
 
