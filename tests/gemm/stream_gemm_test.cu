@@ -89,6 +89,34 @@ TYPED_TEST(StreamGemmTest, BlocksWithManyGroupsOfRows) {
   }
 }
 
+// Rows so long that less than the ring is filled before activations are there.
+TYPED_TEST(StreamGemmTest, BlocksWithMoreTilesThanTheRing) {
+  std::mt19937 generator(36);
+  this->device.sm_count = 8;
+  for (int m : {1, 4, 5, 8, 16}) {
+    for (int n : {353, 701}) {
+      this->check({m, n, 2560, 0, 0, 0}, test::Kind::bias, 1, true, generator);
+      this->check({m, n, 2544, 16, 0, 0}, test::Kind::residual, 1, false, generator);
+    }
+  }
+}
+
+TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
+  const auto plan = [](int m, int n, int k) {
+    return detail::make_stream_plan(132, m, n, k, k, sizeof(std::int8_t));
+  };
+  for (int n : {7680, 10240, 17920, 50304}) {
+    for (int m : {1, 4}) {
+      SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n);
+      EXPECT_EQ(6, plan(m, n, 2560).first);
+      EXPECT_LT(6, plan(m, n, 2560).slots);
+    }
+    for (int m : {5, 8, 16}) EXPECT_EQ(plan(m, n, 2560).slots, plan(m, n, 2560).first) << m;
+  }
+  EXPECT_EQ(plan(1, 2560, 2560).slots, plan(1, 2560, 2560).first) << "all in the ring";
+  EXPECT_EQ(plan(1, 2560, 10240).slots, plan(1, 2560, 10240).first) << "a cluster";
+}
+
 TYPED_TEST(StreamGemmTest, LongestRows) {
   std::mt19937 generator(34);
   const int least = detail::kStreamWarps * detail::kStreamMaxCluster * detail::kStreamChunk /

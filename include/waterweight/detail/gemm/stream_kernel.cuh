@@ -31,6 +31,7 @@ class stream_filler {
       : first_(reinterpret_cast<const std::byte*>(w.data) + share.k_begin),
         ld_(w.ld * static_cast<int>(sizeof(Element))),
         rows_(w.rows),
+        first_tiles_(min(plan.first, share.tiles)),
         known_(min(plan.slots, share.tiles)),
         plan_(plan),
         share_(share),
@@ -38,17 +39,17 @@ class stream_filler {
         ring_(ring),
         policy_(evict_first_policy()) {}
 
-  /// As many tiles as there is room for.
+  /// The first tiles: before activations are there.
   __device__ __forceinline__ void begin() const {
-    for (int tile = 0; tile < known_; ++tile) push(tile, tile);
-    if (known_ == share_.tiles) complete_last_group();
+    for (int tile = 0; tile < first_tiles_; ++tile) push(tile, tile);
   }
 
   /// Asks for the tiles after those to be brought into L2: memory has time until activations are
   /// there and room is made in the ring.
   __device__ __forceinline__ void look_ahead() const {
     const int lane = threadIdx.x % 32;
-    for (int tile = known_; tile < min(known_ + plan_.look_ahead, share_.tiles); ++tile) {
+    for (int tile = first_tiles_; tile < min(first_tiles_ + plan_.look_ahead, share_.tiles);
+         ++tile) {
       const int row = share_.row_of(tile) + lane;
       if (lane < kStreamTile && row < rows_) bulk_prefetch(first_ + row * ld_, share_.k_bytes);
     }
@@ -56,6 +57,8 @@ class stream_filler {
 
   /// The others. The next kernel starts when the copies that were asked for before have arrived.
   __device__ __forceinline__ void run() const {
+    for (int tile = first_tiles_; tile < known_; ++tile) push(tile, tile);
+    if (known_ == share_.tiles) complete_last_group();
     const int last = plan_.left == kStreamAtOnce ? -1 : max(known_, share_.tiles - plan_.left);
     stream_turn at;
     for (int tile = known_; tile < share_.tiles; ++tile) {
@@ -103,7 +106,7 @@ class stream_filler {
 
   const std::byte* first_;  ///< of this block's part of row 0
   std::int64_t ld_;         ///< bytes
-  int rows_, known_;
+  int rows_, first_tiles_, known_;
   const stream_plan& plan_;
   const stream_share& share_;
   stream_barriers& barriers_;

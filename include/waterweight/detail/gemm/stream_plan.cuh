@@ -51,6 +51,7 @@ struct stream_plan {
   int warps;        ///< that have some
   int last_warps;   ///< in the last block of the cluster
   int slots;        ///< of the ring
+  int first;        ///< of those, how many are filled before activations are there
   bool whole_rows;  ///< a tile is one piece of memory
   int look_ahead;   ///< tiles asked of L2 beyond what the ring holds
   int left;  ///< tiles still to be asked for when the next kernel may start, or kStreamAtOnce
@@ -92,6 +93,16 @@ constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_
   return tiles < 24 ? 6 : 8;
 }
 
+/// What is asked for before activations are there, where the ring cannot hold a block's tiles and
+/// two blocks fit on an SM. Together with the tiles asked of L2 it is what the whole card has under
+/// way while nothing is computed; memory is slower with more. On H200, INT8, us with this and with
+/// a full ring: one token, 7680 x 2560 5.5, 5.9; 10240 x 2560 6.5, 7.2; 17920 x 2560 10.8, 11.2;
+/// 50304 x 2560 29.1, 29.8; four tokens 5.7, 6.0; 7.2, 7.4; 11.5, 11.5; 29.7, 30.0. The activations
+/// of more tokens take longer to come: eight gain nothing in a chain of one product and lose 2 % in
+/// one of a layer's.
+inline constexpr std::int64_t kStreamFirstBytes = 60 * 1024;
+inline constexpr std::int64_t kStreamFirstTokens = 4;
+
 /// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
 /// least `least_cluster`; clusters == 0 if K is too long.
 constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, std::int64_t k,
@@ -128,6 +139,12 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   const std::int64_t useful = each < kStreamTiles ? kStreamTiles : each;
   plan.slots = static_cast<int>(fitting < useful ? fitting : useful);
   if (plan.slots > kStreamMaxSlots) plan.slots = kStreamMaxSlots;
+  plan.first = plan.slots;
+  if (m <= kStreamFirstTokens && stream_blocks(n_tiles, element_bytes) > 1 && cluster == 1 &&
+      each > plan.slots) {
+    const std::int64_t first = kStreamFirstBytes / plan.tile_bytes();
+    if (first < plan.slots) plan.first = static_cast<int>(first);
+  }
   // Where two blocks share an SM, memory is to be busy while those of the next kernel wait. Large
   // clusters take 3 % longer with more.
   plan.look_ahead = stream_blocks(n_tiles, element_bytes) > 1 && cluster <= 2 ? 8 : 2;
