@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 install_missing cmake ninja-build g++ libgtest-dev libbenchmark-dev nlohmann-json3-dev \
-  libcli11-dev libutf8proc-dev
+  libcli11-dev libutf8proc-dev python3
 require_cmake
 report_machine "tests that need one are skipped"
 

@@ -25,6 +25,7 @@ is_present() {
     nlohmann-json3-dev) has_header nlohmann/json.hpp ;;
     libcli11-dev) has_header CLI/CLI.hpp ;;
     libutf8proc-dev) has_header utf8proc.h ;;
+    python3) command -v python3 >/dev/null ;;
     *) return 1 ;;
   esac
 }
