@@ -6,7 +6,7 @@
 // (device/flagged.cuh), so a dependency costs one trip through L2 and there is no barrier across
 // the grid. In a block, warps have different jobs:
 //
-//   producer   starts the copies of weights
+//   producers  start the copies of weights, a tile each in turn
 //   multiply   a few rows of weights times the staged vector, and what belongs behind it
 //   stage      wait for a vector, normalise it, make planes of it (device/fixed_point.cuh) if
 //              weights are INT8

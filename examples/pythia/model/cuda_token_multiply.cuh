@@ -1,4 +1,4 @@
-// The multiplying warps of the token kernel and the warp that keeps them in weights.
+// The multiplying warps of the token kernel and the warps that keep them in weights.
 //
 // A tile is four output rows of INT8 weights, or two of 16-bit ones, times `hidden` elements of K,
 // and belongs to one warp. The down projection's K is `parts` times longer: the warps that have
@@ -40,7 +40,7 @@ struct TokenGroup {
 constexpr int kTokenChannelPiece = 16;
 constexpr int kTokenChannelBytes = 4 * kTokenChannelPiece;
 
-/// Streams the block's tiles of the whole token. One warp.
+/// Streams the block's tiles of the whole token: one of the warps that take turns at them.
 template <class T, class Element, int Hidden>
 class TokenProducer {
  public:

@@ -53,7 +53,7 @@ constexpr int kMaxTokenGroups = 16;  ///< groups of residual rows (a tile's) a b
 constexpr int kMaxRingSlots = 64;
 constexpr int kLeastInFlight = 2;
 constexpr int kLeastRingSlots =
-    kTokenMultiplyWarps + kLeastInFlight;  ///< what weight_ring asks for
+    kTokenMultiplyWarps + kLeastInFlight;  ///< ring_most_in_flight() allows those
 
 /// What a warp multiplies at a time, by the type of the weights: INT8 ones are multiplied in fixed
 /// point (device/fixed_point_tile.cuh), 16-bit ones as they are (device/half_tile.cuh), in tiles of

@@ -1,4 +1,4 @@
-// Weights on their way through shared memory: one warp starts bulk copies into a ring of tiles, the
+// Weights on their way through shared memory: some warps fill a ring of tiles by bulk copies, the
 // others take the tiles in order.
 //
 // The ring runs ahead of what the block computes, also across points where the block waits for
@@ -50,8 +50,8 @@ struct ring_cursor {
   }
 };
 
-/// The side that fills: a warp, or one of `producers` that take turns at the tiles, the one that
-/// pushes tiles `index`, index + producers, ... most_in_flight: see
+/// The side that fills: one warp, or one of `producers` that take turns, the one that pushes tiles
+/// index, index + producers, ... They wait for each other's tiles to land. For most_in_flight see
 /// weight_ring.
 class ring_producer {
  public:

@@ -53,7 +53,7 @@ struct stream_plan {
   int slots;        ///< of the ring
   int first;        ///< of those, how many are filled before activations are there
   bool whole_rows;  ///< a tile is one piece of memory
-  int look_ahead;   ///< tiles asked of L2 beyond what the ring holds
+  int look_ahead;   ///< tiles asked of L2 beyond the first slots
   int left;  ///< tiles still to be asked for when the next kernel may start, or kStreamAtOnce
 
   /// Bytes from row to row in the ring. Where rows are copied one by one, neighbours lie in
