@@ -7,8 +7,8 @@
 #   racecheck  the same under compute-sanitizer racecheck
 # and exits with 1 on any failed test, sanitizer error, crash or exceeded time limit.
 # BUILD_DIR: the build directory (default: build in the repository). LOG_DIR: where each program's
-# output goes (default: gpu-logs in BUILD_DIR). TIME_LIMIT: seconds per program (default: 300).
-# JOBS: programs at a time (default: 4). COMPUTE_SANITIZER: the tool, where it is not found.
+# output goes (default: gpu-logs in BUILD_DIR). TIME_LIMIT: seconds per process (default: 300).
+# JOBS: processes at a time (default: 4). COMPUTE_SANITIZER: the tool, where it is not found.
 set -uo pipefail
 repository_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 build_dir="${BUILD_DIR:-$repository_root/build}"
@@ -47,6 +47,18 @@ filter_of() {
   esac
 }
 
+# The names of the tests that a program has of a pattern.
+tests_of() { "$1" --gtest_filter="$2" --gtest_list_tests 2>/dev/null | grep '^  '; }
+
+# How many processes share the tests of a program in a stage: one would take minutes with what the
+# others have done in seconds.
+shards_of() {
+  local most=25 tests
+  [[ "$1" == *check ]] && most=5
+  tests="$(tests_of "$2" "$3" | wc -l)"
+  echo "$((tests > most ? (tests + most - 1) / most : 1))"
+}
+
 # Programs that hold device code carry it in a section of this name.
 uses_gpu() { grep -qaF .nv_fatbin "$1"; }
 
@@ -57,26 +69,27 @@ check_filter() {
   rejected="${2#"${2%%-*}"}"
   IFS=: read -ra rejected <<<"${rejected#-}"
   for pattern in "${selected[@]}" "${rejected[@]}"; do
-    # Not grep -q: it would leave a long list before its end, and the program to a broken pipe.
-    (($("$1" --gtest_filter="$pattern" --gtest_list_tests 2>/dev/null | grep -c '^  ') > 0)) ||
+    (($(tests_of "$1" "$pattern" | wc -l) > 0)) ||
       echo "the filter $pattern selects no test"
   done
 }
 
-# run_program STAGE PROGRAM FILTER: leaves NAME.log, and NAME.result: "passed failed skipped", then a
-# line for each thing that is wrong besides failed tests. FILTER "": a quickstart.
+# run_program STAGE PROGRAM FILTER SHARD SHARDS: leaves NAME.SHARD.log, and NAME.SHARD.result: "passed
+# failed skipped", then a line for each thing that is wrong besides failed tests. FILTER "": a
+# quickstart.
 run_program() {
   local stage="$1" program="$2" filter="$3" status=0 problems=() command=("$2")
-  local log="$log_dir/$stage/$(basename "$program").log"
+  local log="$log_dir/$stage/$(basename "$program").$4.log"
+  local shard=(env GTEST_SHARD_INDEX="$4" GTEST_TOTAL_SHARDS="$5")
   if [[ -n "$filter" ]]; then
     command+=(--gtest_filter="$filter")
-    mapfile -t problems < <(check_filter "$program" "$filter")
+    (($4 > 0)) || mapfile -t problems < <(check_filter "$program" "$filter")
   fi
   case "$stage" in
     ptx) command=(env CUDA_FORCE_PTX_JIT=1 "${command[@]}") ;;
     *check) command=("$sanitizer" --tool "$stage" --error-exitcode 99 "${command[@]}") ;;
   esac
-  timeout --kill-after=10 "$time_limit" "${command[@]}" >"$log" 2>&1 </dev/null || status=$?
+  timeout --kill-after=10 "$time_limit" "${shard[@]}" "${command[@]}" >"$log" 2>&1 </dev/null || status=$?
 
   count() { sed -nE "s/^\[ +$1 +\] ([0-9]+) tests?[.,].*/\1/p" "$log" | tail -n 1; }
   local passed failed skipped
@@ -105,7 +118,7 @@ run_program() {
 
 # run_stage STAGE: appends to `summary`; fails when anything in it did.
 run_stage() {
-  local stage="$1" program filter start=$SECONDS
+  local stage="$1" program filter shard shards programs=0 start=$SECONDS
   mkdir -p "$log_dir/$stage"
   rm -f "$log_dir/$stage"/*.{log,result}
   if [[ "$stage" == *check && -z "$sanitizer" ]]; then
@@ -117,17 +130,22 @@ run_stage() {
     filter="$(filter_of "$stage" "$(basename "$program")")"
     [[ "$(basename "$program")" == quickstart_* ]] && filter=""
     [[ "$filter" == - ]] && continue
-    while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+    ((programs += 1))
+    shards=1
+    [[ -n "$filter" ]] && shards="$(shards_of "$stage" "$program" "$filter")"
     echo "$stage: $(basename "$program")"
-    run_program "$stage" "$program" "$filter" &
+    for ((shard = 0; shard < shards; ++shard)); do
+      while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+      run_program "$stage" "$program" "$filter" "$shard" "$shards" &
+    done
   done
   wait
 
-  local result counts programs=0 passed=0 failed=0 skipped=0 troubles=()
+  local result counts passed=0 failed=0 skipped=0 troubles=()
   for result in "$log_dir/$stage"/*.result; do
     [[ -e "$result" ]] || continue
     read -ra counts <"$result"
-    ((programs += 1, passed += counts[0], failed += counts[1], skipped += counts[2]))
+    ((passed += counts[0], failed += counts[1], skipped += counts[2]))
     while read -r problem; do
       troubles+=("  $(basename "$result" .result) $problem: ${result%.result}.log")
     done < <(tail -n +2 "$result")
