@@ -1,6 +1,7 @@
 // Every tile of the wgmma GEMM, with every number of blocks sharing K, against the fp64 reference.
 // Needs a device of compute capability 9.0 and code built for sm_90a.
 #include <iterator>
+#include <vector>
 
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_selector.cuh>
@@ -17,10 +18,23 @@ using test::Kind;
 using waterweight::matrix_view;
 
 constexpr wgmma_tile kTiles[] = {
+    wgmma_tile::rows64_tokens16,   wgmma_tile::rows128_tokens16,  wgmma_tile::rows192_tokens16,
     wgmma_tile::rows128_tokens32,  wgmma_tile::rows192_tokens32,  wgmma_tile::rows128_tokens64,
     wgmma_tile::rows192_tokens64,  wgmma_tile::rows128_tokens88,  wgmma_tile::rows128_tokens128,
     wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens176, wgmma_tile::rows128_tokens256};
 static_assert(std::size(kTiles) == detail::kWgmmaTiles);
+
+/// Those that take weights of type Element.
+template <class Element>
+std::vector<wgmma_tile> tiles_for() {
+  std::vector<wgmma_tile> tiles;
+  for (wgmma_tile tile : kTiles) {
+    if (detail::is_quantized_v<Element> || !detail::wgmma_policy_of(tile).mma()) {
+      tiles.push_back(tile);
+    }
+  }
+  return tiles;
+}
 
 // Each epilogue is a kernel more for every tile: one that reads what depends on the channel alone,
 // and one that reads Y's shape too.
@@ -84,6 +98,7 @@ class WgmmaGemmTest : public test::GemmFixture<Types> {
     check(shape, kind, wgmma_plan{cut, shape.n, {}}, generator);
   }
 
+  const std::vector<wgmma_tile> tiles = tiles_for<Element>();
   bool early_weights = false;
 };
 using Combinations = ::testing::Types<
@@ -95,7 +110,7 @@ TYPED_TEST_SUITE(WgmmaGemmTest, Combinations);
 TYPED_TEST(WgmmaGemmTest, EveryTileWithTailsInEveryDimension) {
   std::mt19937 generator(21);
   int i = 0;
-  for (wgmma_tile tile : kTiles) {
+  for (wgmma_tile tile : this->tiles) {
     const wgmma_cut cut{tile, 1};
     this->check({300, 205, 1000, 24, 24, 0}, kKinds[i++ % 2], cut, generator);
     this->check({17, 130, 72, 8, 8, 1}, kKinds[i++ % 2], cut, generator);
@@ -108,7 +123,7 @@ TYPED_TEST(WgmmaGemmTest, EveryTileWithTailsInEveryDimension) {
 TYPED_TEST(WgmmaGemmTest, EveryNumberOfBlocksThatShareK) {
   std::mt19937 generator(22);
   int i = 0;
-  for (wgmma_tile tile : kTiles) {
+  for (wgmma_tile tile : this->tiles) {
     for (int splits = 2; splits <= detail::kWgmmaMaxSplits; ++splits) {
       const int m = test::random_int(1, 290, generator), n = test::random_int(1, 300, generator);
       this->check({m, n, 1104, 16, 16, 1}, kKinds[i++ % 2], wgmma_cut{tile, splits}, generator);
@@ -123,7 +138,7 @@ TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTiles) {
   std::mt19937 generator(23);
   for (int blocks : {1, 6}) {
     this->device.sm_count = blocks;
-    for (wgmma_tile tile : kTiles) {
+    for (wgmma_tile tile : this->tiles) {
       this->early_weights = !this->early_weights;
       // Rows of Y that TMA can store, and rows that it cannot.
       this->check({540, 520, 144, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
@@ -137,7 +152,7 @@ TYPED_TEST(WgmmaGemmTest, PersistentBlocksTakeManyTiles) {
 TYPED_TEST(WgmmaGemmTest, StagingIsReusedOnceItHasBeenRead) {
   std::mt19937 generator(26);
   this->device.sm_count = 3;  // each block takes tiles of both kinds
-  for (wgmma_tile tile : kTiles) {
+  for (wgmma_tile tile : this->tiles) {
     const int tokens = detail::wgmma_policy_of(tile).tokens;
     this->check({tokens, 4096, 16, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
     this->check({tokens + 9, 2048, 16, 0, 0, 0}, Kind::bias, wgmma_cut{tile, 1}, generator);
@@ -148,7 +163,7 @@ TYPED_TEST(WgmmaGemmTest, StagingIsReusedOnceItHasBeenRead) {
 TYPED_TEST(WgmmaGemmTest, NothingIsWrittenBehindRowsThatEndBetweenBoundaries) {
   std::mt19937 generator(28);
   int i = 0;
-  for (wgmma_tile tile : kTiles) {
+  for (wgmma_tile tile : this->tiles) {
     for (int n : {15, 205, 451}) {
       const wgmma_cut cut{tile, 1 + i % 3};
       this->check({20, n, 1104, 16, 16, 8 - n % 8}, kKinds[i++ % 2], cut, generator);
@@ -160,13 +175,30 @@ TYPED_TEST(WgmmaGemmTest, NothingIsWrittenBehindRowsThatEndBetweenBoundaries) {
 TYPED_TEST(WgmmaGemmTest, ASecondLaunchComputesTheRowsThatAreLeft) {
   std::mt19937 generator(25);
   int i = 0;
-  for (wgmma_tile tile : kTiles) {
+  for (wgmma_tile tile : this->tiles) {
     const wgmma_cut large{wgmma_tile::rows128_tokens256, 1};
     for (int splits : {1, 3}) {
       this->check({270, 520, 464, 0, 0, 0}, kKinds[i++ % 2], wgmma_plan{large, 256, {tile, splits}},
                   generator);
       this->check({150, 600, 464, 0, 0, 1}, kKinds[i++ % 2],
                   wgmma_plan{{tile, 1}, 384, {wgmma_tile::rows192_tokens128, splits}}, generator);
+    }
+  }
+}
+
+// At most 16 tokens come here with INT8 weights alone.
+TYPED_TEST(WgmmaGemmTest, FewTokens) {
+  if (!detail::is_quantized_v<typename TestFixture::Element>) GTEST_SKIP();
+  std::mt19937 generator(27);
+  int i = 0;
+  for (int m : {1, 8, 9, 15, 16}) {
+    for (int k : {16, 112, 144, 656, 2576}) {
+      const int n = test::random_int(1, 500, generator);
+      const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, m, n, k);
+      EXPECT_TRUE(detail::wgmma_policy_of(plan.first.tile).mma());
+      this->early_weights = !this->early_weights;
+      this->check({m, n, k, 16, 16, i % 3}, kKinds[i % 2], plan, generator);
+      ++i;
     }
   }
 }

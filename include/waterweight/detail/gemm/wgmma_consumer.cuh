@@ -7,6 +7,7 @@
 #include <waterweight/detail/arch/named_barrier.cuh>
 #include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/detail/arch/wgmma.cuh>
+#include <waterweight/detail/gemm/mma_consumer.cuh>
 #include <waterweight/detail/gemm/wgmma_halves.cuh>
 #include <waterweight/detail/gemm/wgmma_output.cuh>
 #include <waterweight/detail/gemm/wgmma_parts.cuh>
@@ -157,14 +158,18 @@ struct wgmma_consumer {
     } while (++k < stages);
   }
 
-  /// d = the sums over `stages` >= 1 stages of K.
-  __device__ __forceinline__ void accumulate(int stages) {
+  /// d = the sums over `stages` >= 1 stages of K. `exchange` is this warpgroup's.
+  __device__ __forceinline__ void accumulate(int stages, [[maybe_unused]] std::byte* exchange) {
+    if constexpr (P.mma()) {
+      mma_consumer<T, Tile>{ring}.accumulate(stages, exchange, d);
+    } else {
 #pragma unroll
-    for (int i = 0; i < P.tokens / 2; ++i) d[i] = 0.0f;
-    multiply(stages);
-    wgmma_wait<0>();
-    wgmma_pin(d);
-    release();
+      for (int i = 0; i < P.tokens / 2; ++i) d[i] = 0.0f;
+      multiply(stages);
+      wgmma_wait<0>();
+      wgmma_pin(d);
+      release();
+    }
   }
 
   /// Hands a tile to the copy engine, chunk by chunk; `staging` is this warpgroup's.
@@ -175,7 +180,7 @@ struct wgmma_consumer {
     constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
     // What is unrolled: an epilogue may be long, but what it reads should be read together. Floats
     // take twice the registers, which the largest tile alone has.
-    constexpr int kStep = sizeof(Out) == 4 && P.tokens < 256 ? 16 : 32;
+    constexpr int kStep = P.chunk == 16 || (sizeof(Out) == 4 && P.tokens < 256) ? 16 : 32;
     constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
     const int n0 = row0 + threadIdx.x / 128 * 64;
     if (n0 >= output.w.rows) return;

@@ -32,7 +32,7 @@ namespace detail {
 /// Compiled for anything but sm_90a it is empty, and has no static shared memory: what the host
 /// knows it by. splits: see wgmma_cut.
 template <class T, class Element, class Out, class Epilogue, wgmma_tile Tile>
-__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
+__global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), wgmma_policy_of(Tile).residents)
     wgmma_gemm_kernel([[maybe_unused]] const __grid_constant__ CUtensorMap w_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap x_map,
                       [[maybe_unused]] const __grid_constant__ CUtensorMap y_map,
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     tma_prefetch_map(y_map);
     for (int i = 0; i < L.stages; ++i) {
       mbarrier_init(barriers + 2 * i, 1);
-      mbarrier_init(barriers + 2 * i + 1, P.consumers() / 32 * schedule.sharing());
+      mbarrier_init(barriers + 2 * i + 1, P.readers() * schedule.sharing());
     }
     for (int i = 2 * L.stages; i < kBarriers; ++i) mbarrier_init(barriers + i, 1);
     mbarrier_init_fence();
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
     schedule.for_each_segment([&](const wgmma_segment& s, auto split) {
       constexpr wgmma_policy policy = wgmma_policy_of(Tile);
       constexpr wgmma_layout layout = wgmma_layout_of(policy, sizeof(Element));
-      std::byte* const staging =
-          dynamic_shared + padding + layout.ring_bytes() + threadIdx.x / 128 * layout.staging;
+      std::byte* const staging = dynamic_shared + padding + layout.ring_bytes() +
+                                 threadIdx.x / 128 * (layout.staging + layout.exchange);
       if constexpr (decltype(split)::value) {
         const std::uint32_t sums_barrier = first_barrier + 16 * layout.stages;
         const int tokens = min(policy.tokens, output.m_count - s.token0);
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
             parts.expect();
           }
         }
-        consumer.accumulate(s.end - s.begin);
+        consumer.accumulate(s.end - s.begin, staging + layout.staging);
         if constexpr (halves_type::kUsed) {
           if (halves) {
             const halves_type exchange{schedule.rank, shared_address(staging), sums_barrier};
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(wgmma_policy_of(Tile).threads(), 1)
         parts.send(consumer.d);
         consumer.store(staging, output, parts, s.row0, s.token0);
       } else {
-        consumer.accumulate(s.end - s.begin);
+        consumer.accumulate(s.end - s.begin, staging + layout.staging);
         consumer.store(staging, output, y_map, s.row0, s.token0);
       }
     });

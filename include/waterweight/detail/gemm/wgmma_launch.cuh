@@ -49,9 +49,20 @@ struct wgmma_launcher {
   cudaError_t run(const device_info& device, wgmma_cut cut, std::int64_t first, std::int64_t count,
                   wgmma_start start) const {
     const auto with = [&](auto tile) {
-      return run<decltype(tile)::value>(device, cut.splits, first, count, start);
+      constexpr wgmma_tile kTile = decltype(tile)::value;
+      if constexpr (wgmma_policy_of(kTile).mma() && !is_quantized_v<Element>) {
+        return cudaErrorInvalidDeviceFunction;
+      } else {
+        return run<kTile>(device, cut.splits, first, count, start);
+      }
     };
     switch (cut.tile) {
+      case wgmma_tile::rows64_tokens16:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows64_tokens16>{});
+      case wgmma_tile::rows128_tokens16:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens16>{});
+      case wgmma_tile::rows192_tokens16:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows192_tokens16>{});
       case wgmma_tile::rows128_tokens32:
         return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens32>{});
       case wgmma_tile::rows192_tokens32:
@@ -110,7 +121,9 @@ struct wgmma_launcher {
     const std::int64_t units = ceil_div(x.rows, P.tokens) *
                                ceil_div(count, splits > 1 ? P.rows() : P.rows() * P.multicast);
     const std::int64_t resident =
-        splits > 1 ? units : std::min<std::int64_t>(units, std::max(device.sm_count / cluster, 1));
+        splits > 1
+            ? units
+            : std::min<std::int64_t>(units, std::max(P.residents * device.sm_count / cluster, 1));
     return launch(kernel, dim3(static_cast<unsigned>(cluster * resident)), P.threads(),
                   L.total + 1024, launch_options{cluster, true}, stream, w_map, x_map, y_map,
                   output, splits, start);

@@ -7,6 +7,9 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 enum class wgmma_tile {
+  rows64_tokens16,  ///< of 16 tokens: INT8 weights only
+  rows128_tokens16,
+  rows192_tokens16,
   rows128_tokens32,
   rows192_tokens32,
   rows128_tokens64,
@@ -17,28 +20,40 @@ enum class wgmma_tile {
   rows128_tokens256,
   rows128_tokens88,
 };
-inline constexpr int kWgmmaTiles = 9;
+inline constexpr int kWgmmaTiles = 12;
 inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 inline constexpr int kWgmmaBlockK = 64;  ///< K elements per block of K: 128 bytes of X
 inline constexpr int kWgmmaMaxStages = 8;
-/// For so many stages a block asks for weights before the first of X. A block that starts late has
-/// X wait behind them: with all stages' weights ahead, 7680 x 2560 takes 11 % longer at 64 tokens,
-/// and with those of four stages 2560 x 2560 takes 1.5 % longer at 512.
-inline constexpr int kWgmmaEarlyStages = 2;
+
+/// The warps of a warpgroup that share K: see mma_consumer.
+inline constexpr int kMmaWarps = 4;
 
 /// A block computes rows() x tokens of Y^T; each warpgroup of consumers owns 64 rows of W.
 struct wgmma_policy {
-  int warpgroups;  ///< of consumers
-  int tokens;      ///< rows of X: N of the instruction
-  int multicast;   ///< blocks of a cluster that share their rows of X, where K is not split
-  int chunk;       ///< tokens that a warpgroup hands to the copy engine at a time
+  int warpgroups;     ///< of consumers
+  int tokens;         ///< rows of X: N of the instruction
+  int multicast;      ///< blocks of a cluster that share their rows of X, where K is not split
+  int chunk;          ///< tokens that a warpgroup hands to the copy engine at a time
+  int residents = 1;  ///< blocks on an SM, of this launch or the next
 
+  /// Multiplies by mma.sync: see mma_consumer.
+  WATERWEIGHT_HOST_DEVICE constexpr bool mma() const { return tokens == 16; }
+  /// Warps that read a stage.
+  WATERWEIGHT_HOST_DEVICE constexpr int readers() const { return consumers() / (mma() ? 64 : 32); }
+
+  /// For so many stages a block asks for weights before the first of X. A block that starts late
+  /// has X wait behind them: with all stages' weights ahead, 7680 x 2560 takes 11 % longer at 64
+  /// tokens, and with those of four stages 2560 x 2560 takes 1.5 % longer at 512. X of few tokens
+  /// is small.
+  WATERWEIGHT_HOST_DEVICE constexpr int early_stages() const { return mma() ? 4 : 2; }
   WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 64 * warpgroups; }
   WATERWEIGHT_HOST_DEVICE constexpr int consumers() const { return 128 * warpgroups; }
   /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
   /// one thread of it works, because only whole warpgroups can hand registers to others.
-  WATERWEIGHT_HOST_DEVICE constexpr bool wide() const { return tokens > 128 || warpgroups > 2; }
+  WATERWEIGHT_HOST_DEVICE constexpr bool wide() const {
+    return tokens > 128 || (warpgroups > 2 && !mma());
+  }
   /// Two blocks that share K exchange halves of their sums: see wgmma_halves. Of 256 tokens these
   /// would take more shared memory and registers than there are.
   WATERWEIGHT_HOST_DEVICE constexpr bool halves() const { return tokens < 256; }
@@ -55,6 +70,12 @@ struct wgmma_policy {
 
 WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) {
   switch (tile) {
+    case wgmma_tile::rows64_tokens16:
+      return {1, 16, 1, 16, 2};
+    case wgmma_tile::rows128_tokens16:
+      return {2, 16, 1, 16, 1};
+    case wgmma_tile::rows192_tokens16:
+      return {3, 16, 1, 16, 1};
     case wgmma_tile::rows128_tokens32:
       return {2, 32, 1, 32};
     case wgmma_tile::rows192_tokens32:
@@ -84,7 +105,8 @@ struct wgmma_layout {
   int w_bytes;  ///< of a stage: rows of 64 or 128 bytes, as wide as the swizzle
   int x_bytes;  ///< of one block: rows of 128 bytes
   int stages;
-  int staging;  ///< of one warpgroup
+  int staging;   ///< of one warpgroup
+  int exchange;  ///< likewise, behind that: sums of warps that share K
   int total;
 
   WATERWEIGHT_HOST_DEVICE constexpr int stage_k() const { return blocks * kWgmmaBlockK; }
@@ -104,11 +126,14 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_layout wgmma_layout_of(wgmma_policy p, i
   const int chunks = p.tokens / p.chunk;
   const int places = chunks == 4 && element_bytes == 2 ? 2 : (chunks < 2 ? 2 : chunks);
   const int staging = places * p.chunk * 64 * 2;
+  const int exchange = p.mma() ? (kMmaWarps - 1) * 64 * p.tokens * 4 : 0;
+  const int behind = p.warpgroups * (staging + exchange);
   // Of an SM's 228 KiB each block costs 1 KiB more than it asks for, 1 KiB goes to the alignment
   // of the stages and some bytes to the barriers.
-  const int available = 226 * 1024 - 256 - p.warpgroups * staging;
-  const int stages = available / stage < kWgmmaMaxStages ? available / stage : kWgmmaMaxStages;
-  return {blocks, w_bytes, x_bytes, stages, staging, stages * stage + p.warpgroups * staging};
+  const int available = 228 * 1024 / p.residents - 2048 - 256 - behind;
+  const int fitting = available / stage < kWgmmaMaxStages ? available / stage : kWgmmaMaxStages;
+  const int stages = p.mma() ? fitting / 2 * 2 : fitting;  // two halves of a warpgroup take turns
+  return {blocks, w_bytes, x_bytes, stages, staging, exchange, stages * stage + behind};
 }
 
 /// How a product is cut into tiles. splits: the blocks of a cluster that share K of one tile; 1:

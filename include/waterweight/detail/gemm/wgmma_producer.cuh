@@ -84,7 +84,7 @@ struct wgmma_producer {
       int stage = s.begin;
       if (first) {
         first = false;
-        const int ahead = min(kWgmmaEarlyStages, s.end - s.begin);
+        const int ahead = min(P.early_stages(), s.end - s.begin);
         ring early = to;
         for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
         if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();

@@ -39,6 +39,12 @@ struct wgmma_tile_time {
 struct default_wgmma_selector {
   static constexpr wgmma_tile_time time_of(wgmma_tile tile) {
     switch (tile) {
+      case wgmma_tile::rows64_tokens16:
+        return {1900, 110, 15};
+      case wgmma_tile::rows128_tokens16:
+        return {1900, 175, 25};
+      case wgmma_tile::rows192_tokens16:
+        return {2300, 245, 20};
       case wgmma_tile::rows128_tokens32:
         return {1900, 210, 30};
       case wgmma_tile::rows192_tokens32:
@@ -85,6 +91,7 @@ struct default_wgmma_selector {
 
   static constexpr std::int64_t time(wgmma_cut cut, int sms, const shape& s) {
     const wgmma_policy p = wgmma_policy_of(cut.tile);
+    if (p.mma() != (s.m <= 16)) return kNever;
     const wgmma_tile_time t = time_of(cut.tile);
     const int blocks = divide_up(s.k, kWgmmaBlockK), token_tiles = divide_up(s.m, p.tokens);
     std::int64_t needed = 0;
