@@ -1,6 +1,7 @@
 // Every tile of the wgmma GEMM, with every number of blocks sharing K, against the fp64 reference.
 // Needs a device of compute capability 9.0 and code built for sm_90a.
 #include <iterator>
+#include <string>
 #include <vector>
 
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
@@ -199,6 +200,37 @@ TYPED_TEST(WgmmaGemmTest, FewTokens) {
       this->early_weights = !this->early_weights;
       this->check({m, n, k, 16, 16, i % 3}, kKinds[i % 2], plan, generator);
       ++i;
+    }
+  }
+}
+
+// The fastest cuts of all that fit on H200's 132 SMs, as they were measured at 9, 12 and 16 tokens:
+// what the selector's model of time was made from, and must still say.
+TEST(WgmmaSelector, TakesTheFastestCutsOfFewTokens) {
+  struct measured {
+    int n, k;
+    wgmma_cut fastest;
+  };
+  constexpr measured kMeasured[] = {{7680, 2560, {wgmma_tile::rows64_tokens16, 2}},
+                                    {2560, 2560, {wgmma_tile::rows64_tokens16, 2}},
+                                    {10240, 2560, {wgmma_tile::rows192_tokens16, 2}},
+                                    {2560, 10240, {wgmma_tile::rows64_tokens16, 5}},
+                                    {17920, 2560, {wgmma_tile::rows192_tokens16, 1}},
+                                    {50304, 2560, {wgmma_tile::rows192_tokens16, 1}},
+                                    {4096, 4096, {wgmma_tile::rows64_tokens16, 2}},
+                                    {16384, 4096, {wgmma_tile::rows64_tokens16, 1}},
+                                    {4096, 16384, {wgmma_tile::rows64_tokens16, 3}}};
+  waterweight::device_info device{};
+  device.sm_count = 132;
+  device.compute_capability = 90;
+  for (const measured& shape : kMeasured) {
+    for (int m : {9, 12, 16}) {
+      SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(shape.n) + " x " +
+                   std::to_string(shape.k));
+      const wgmma_plan plan = detail::default_wgmma_selector{}(device, m, shape.n, shape.k);
+      EXPECT_EQ(plan.first.tile, shape.fastest.tile);
+      EXPECT_EQ(plan.first.splits, shape.fastest.splits);
+      EXPECT_EQ(plan.rows, shape.n);
     }
   }
 }

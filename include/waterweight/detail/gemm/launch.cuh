@@ -60,13 +60,14 @@ struct gemm_launcher {
                             early == early_read::weights);
   }
 
-  /// Whether wgmma is faster than kernels for few tokens. With more than eight the streaming kernel
-  /// has one block on an SM, so that its start and the activations show: gemm_bench on H200, 16
-  /// tokens, us with wgmma and with the streaming kernel: 2560 x 2560 4.6, 5.6; 10240 x 2560 9.6,
-  /// 11.9; 2560 x 10240 10.5, 12.6; 17920 x 2560 16.4, 15.3. Beside another kernel the streaming
-  /// kernel, which asks for all of memory, is the slower one: a step of Pythia-2.8B with 16
-  /// sequences, the MLP beside the attention, takes 2283 us with it and 2103 with wgmma (medians).
-  /// Where K is too long for it, gemv is the alternative: 4096 x 16384 22.1, 26.8 (8 tokens).
+  /// Whether the wgmma kernel is faster than kernels for few tokens. With more than eight the
+  /// streaming kernel has one block on an SM, so that its start and the activations show: H200, 16
+  /// tokens, us with the wgmma kernel (by mma.sync, see mma_consumer) and with the streaming
+  /// kernel: 2560 x 2560 4.1, 5.6; 10240 x 2560 8.8, 11.9; 2560 x 10240 8.7, 12.6; 17920 x
+  /// 2560 15.6, 15.3. Beside another kernel the streaming kernel, which asks for all of memory, is
+  /// the slower one: a step of Pythia-2.8B with 16 sequences, the MLP beside the attention, takes
+  /// 2283 us with it and 2103 with wgmma (medians, before mma.sync). Where K is too long for it,
+  /// gemv is the alternative: 4096 x 16384 22.1 with wgmma, 26.8 (8 tokens).
   bool prefers_wgmma(const device_info& device) const {
     constexpr std::int64_t kMany = 32 << 20, kSome = 4 << 20;
     const std::int64_t weights = std::int64_t{w.rows} * w.cols;

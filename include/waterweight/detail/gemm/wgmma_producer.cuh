@@ -88,7 +88,7 @@ struct wgmma_producer {
         ring early = to;
         for (int i = 0; i < ahead; ++i, early.advance()) load_w(early, s, stage + i);
         if (start != wgmma_start::beside_earlier) wait_for_earlier_kernels();
-        launch_dependents();
+        if constexpr (!P.mma()) launch_dependents();
         for (int i = 0; i < ahead; ++i, to.advance()) load_x(to, s, stage + i);
         stage += ahead;
       }
@@ -98,6 +98,9 @@ struct wgmma_producer {
         load_x(to, s, stage);
       }
     });
+    // Few tokens take little but the loading of weights, which those of the next kernel would
+    // share.
+    if constexpr (P.mma()) launch_dependents();
   }
 };
 

@@ -30,21 +30,22 @@ constexpr std::size_t gemm_workspace_bytes(const device_info& device, std::int64
 struct wgmma_tile_time {
   int fixed;   ///< launch, first loads, storing
   int block;   ///< 64 elements of K on a card otherwise idle
-  int shared;  ///< what is added to that when all SMs work
+  int shared;  ///< what is added to that when all SMs work, on as many tiles as fit
 };
 
 /// The default choice: the plan that should take the least time by what its parts took on H200.
 /// 16-bit weights change all of them alike. On the shapes of gemm_bench at M = 32 to 4096 the plan
-/// takes 1 % longer than the fastest one in the mean.
+/// takes 1 % longer than the fastest one in the mean; of those shapes' cuts at 9, 12 and 16 tokens
+/// it takes the fastest.
 struct default_wgmma_selector {
   static constexpr wgmma_tile_time time_of(wgmma_tile tile) {
     switch (tile) {
       case wgmma_tile::rows64_tokens16:
-        return {1900, 110, 15};
+        return {1750, 70, 165};
       case wgmma_tile::rows128_tokens16:
-        return {1900, 175, 25};
+        return {2050, 100, 130};
       case wgmma_tile::rows192_tokens16:
-        return {2300, 245, 20};
+        return {1900, 110, 260};
       case wgmma_tile::rows128_tokens32:
         return {1900, 210, 30};
       case wgmma_tile::rows192_tokens32:
@@ -66,21 +67,27 @@ struct default_wgmma_selector {
     }
   }
   static constexpr int kSecondLaunch = 4000;
-  static constexpr std::int64_t kWeightsPerMicrosecond = 3300000;
+  /// Bytes of INT8 weights in a microsecond; mma_consumer's tiles come closer to the card's 4.5 MB.
+  static constexpr std::int64_t weights_per_microsecond(const wgmma_policy& p) {
+    return p.mma() ? 4300000 : 3300000;
+  }
   static constexpr std::int64_t kNever = std::int64_t{1} << 62;
 
   /// What blocks that share K take to add their sums.
   static constexpr int adding(const wgmma_policy& p, int splits) {
     constexpr int kOf64Tokens[kWgmmaMaxSplits + 1] = {0, 0, 850, 970, 1170, 1630, 1950, 2350, 2800};
     constexpr int kHalvesOf64Tokens = 430;
+    // Most of what few tokens take is waiting for each other, and exchanging halves takes no longer
+    // than storing a whole tile.
+    if (p.mma()) return splits == 2 ? 0 : kOf64Tokens[splits] * 65 / 100;
     return (p.halves() && splits == 2 ? kHalvesOf64Tokens : kOf64Tokens[splits]) * p.tokens / 64;
   }
-  /// How many clusters run at once: a cluster stays inside a GPC, which leaves SMs idle. The share
-  /// of SMs in thousandths, rounded up: that of the 39 clusters of 3, 30 of 4, 22 of 5, 17 of 6 and
-  /// 15 of 7 or 8 on the 132 SMs of H200.
-  static constexpr int clusters(int splits, int sms) {
+  /// How many clusters run at once: a cluster stays inside a GPC, which leaves places idle. The
+  /// share of places in thousandths, rounded up: that of the 39 clusters of 3, 30 of 4, 22 of 5, 17
+  /// of 6 and 15 of 7 or 8 on the 132 SMs of H200.
+  static constexpr int clusters(int splits, int places) {
     constexpr int kShare[kWgmmaMaxSplits + 1] = {0, 1000, 1000, 887, 910, 834, 773, 796, 910};
-    return sms * kShare[splits] / 1000 / splits;
+    return places * kShare[splits] / 1000 / splits;
   }
 
   static constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -93,23 +100,25 @@ struct default_wgmma_selector {
     const wgmma_policy p = wgmma_policy_of(cut.tile);
     if (p.mma() != (s.m <= 16)) return kNever;
     const wgmma_tile_time t = time_of(cut.tile);
+    const int places = p.residents * sms;
     const int blocks = divide_up(s.k, kWgmmaBlockK), token_tiles = divide_up(s.m, p.tokens);
     std::int64_t needed = 0;
     if (cut.splits == 1) {
       const int units = token_tiles * divide_up(s.n, p.rows() * p.multicast);
-      const int at_once = sms > p.multicast ? sms / p.multicast : 1;
+      const int at_once = places > p.multicast ? places / p.multicast : 1;
       const int busy = units < at_once ? units : at_once;
       needed = std::int64_t{divide_up(units, at_once)} *
                (t.fixed + blocks * std::int64_t{t.block + t.shared * busy / at_once});
     } else {
       const int units = token_tiles * divide_up(s.n, p.rows());
       // All must run at once.
-      if (units > clusters(cut.splits, sms) || blocks < 4 * cut.splits) return kNever;
+      if (units > clusters(cut.splits, places) || blocks < 4 * cut.splits) return kNever;
       needed = t.fixed + adding(p, cut.splits) +
                divide_up(blocks, cut.splits) *
-                   std::int64_t{t.block + t.shared * units * cut.splits / sms};
+                   std::int64_t{t.block + t.shared * units * cut.splits / places};
     }
-    const std::int64_t to_read = t.fixed + std::int64_t{s.n} * s.k * 1000 / kWeightsPerMicrosecond;
+    const std::int64_t to_read =
+        t.fixed + std::int64_t{s.n} * s.k * 1000 / weights_per_microsecond(p);
     return needed > to_read ? needed : to_read;
   }
 
