@@ -89,14 +89,16 @@ TYPED_TEST(StreamGemmTest, BlocksWithManyGroupsOfRows) {
   }
 }
 
-// Rows so long that less than the ring is filled before activations are there.
+// Rows so long that less than the ring is filled before activations are there, with as many chunks
+// to a warp as it can have, and one less.
 TYPED_TEST(StreamGemmTest, BlocksWithMoreTilesThanTheRing) {
   std::mt19937 generator(36);
-  this->device.sm_count = 8;
+  this->device.sm_count = 2;
   for (int m : {1, 4, 5, 8, 16}) {
-    for (int n : {353, 701}) {
+    for (int n : {89, 173}) {
       this->check({m, n, 2560, 0, 0, 0}, test::Kind::bias, 1, true, generator);
       this->check({m, n, 2544, 16, 0, 0}, test::Kind::residual, 1, false, generator);
+      this->check({m, n, 2048, 0, 0, 0}, test::Kind::identity, 1, true, generator);
     }
   }
 }
@@ -106,26 +108,53 @@ TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
     return detail::make_stream_plan(132, m, n, k, k, sizeof(std::int8_t));
   };
   for (int n : {7680, 10240, 17920, 50304}) {
-    for (int m : {1, 4}) {
+    for (int m : {1, 2, 4, 5, 8}) {
       SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n);
-      EXPECT_EQ(6, plan(m, n, 2560).first);
-      EXPECT_LT(6, plan(m, n, 2560).slots);
+      EXPECT_EQ(plan(m, n, 2560).first, m == 2 || m == 4 ? 4 : 6);
+      EXPECT_EQ(plan(m, n, 2560).look_ahead, m <= 4 && n == 7680 ? 4 : 8);
+      EXPECT_GT(plan(m, n, 2560).slots, 8);
     }
-    for (int m : {5, 8, 16}) EXPECT_EQ(plan(m, n, 2560).slots, plan(m, n, 2560).first) << m;
+    EXPECT_EQ(plan(16, n, 2560).slots, plan(16, n, 2560).first);
   }
   EXPECT_EQ(plan(1, 2560, 2560).slots, plan(1, 2560, 2560).first) << "all in the ring";
   EXPECT_EQ(plan(1, 2560, 10240).slots, plan(1, 2560, 10240).first) << "a cluster";
+}
+
+TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {
+  for (int tiles = 1; tiles <= 40; ++tiles) {
+    SCOPED_TRACE(::testing::Message() << tiles << " tiles");
+    const auto plan = [&](int m) {
+      return detail::make_stream_plan(132, m, 132 * detail::kStreamTile * tiles, 2560, 2560,
+                                      sizeof(std::int8_t));
+    };
+    const int slots = plan(8).slots;
+    if (tiles > slots) {
+      EXPECT_GE(plan(8).left, 1);
+      EXPECT_LE(plan(8).left, tiles == slots + 1 ? 1 : tiles - slots - 1);
+    }
+    EXPECT_EQ(plan(4).left, tiles * 4 * 2560 <= 128 * 1024 ? detail::kStreamAtOnce
+                            : tiles < 24                   ? 6
+                                                           : 8);
+  }
+}
+
+TEST(StreamPlan, GivesWarpsTheirChunks) {
+  for (int k : {2048, 2560, 4096, 8192, 10240}) {
+    SCOPED_TRACE(k);
+    const auto plan = detail::make_stream_plan(132, 1, 2560, k, k, sizeof(std::int8_t));
+    EXPECT_EQ(plan.warps, detail::kStreamWarps);
+    EXPECT_EQ(plan.warp_chunks,
+              k % 2560 == 0 ? detail::stream_chunks(1) : detail::stream_fewer_chunks(1));
+  }
 }
 
 TYPED_TEST(StreamGemmTest, LongestRows) {
   std::mt19937 generator(34);
   const int least = detail::kStreamWarps * detail::kStreamMaxCluster * detail::kStreamChunk /
                     static_cast<int>(sizeof(typename TestFixture::Element));
-  const auto longest = [&](int n_tiles) {
-    return least * detail::stream_chunks(n_tiles, sizeof(typename TestFixture::Element));
-  };
-  this->check({8, 40, longest(1), 0, 0, 0}, test::Kind::gelu_erf, 1, true, generator);
-  this->check({16, 40, longest(2) - 16, 0, 0, 0}, test::Kind::gelu_tanh, 1, true, generator);
+  const int longest = least * detail::stream_chunks(sizeof(typename TestFixture::Element));
+  this->check({8, 40, longest, 0, 0, 0}, test::Kind::gelu_erf, 1, true, generator);
+  this->check({16, 40, longest - 16, 0, 0, 0}, test::Kind::gelu_tanh, 1, true, generator);
 }
 
 // Each product reads what the one before it wrote, and writes what that one read. Beside others 16

@@ -15,7 +15,7 @@
 
 #include <cstdint>
 
-#include <waterweight/detail/arch/mma.cuh>
+#include <waterweight/detail/arch/memory.cuh>
 #include <waterweight/device/fixed_point.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -25,17 +25,7 @@ inline constexpr int kTileChunk = 128;  ///< K is a multiple of this
 
 namespace detail {
 
-/// Kept in the order of the program: loads of several steps are under way during one.
-__device__ __forceinline__ uint4 load_shared_in_order(std::uint32_t address) {
-  uint4 value;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "r"(address)
-               : "memory");
-  return value;
-}
-
-/// The same for some lanes only; others keep what they have, and cost no bandwidth.
+/// load_shared_in_order() for some lanes only; others keep what they have, and cost no bandwidth.
 __device__ __forceinline__ void load_shared_in_order_if(bool wanted, std::uint32_t address,
                                                         uint4* value) {
   asm volatile(

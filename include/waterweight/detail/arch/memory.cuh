@@ -39,9 +39,26 @@ __device__ __forceinline__ float4 load_shared(std::uint32_t address) {
   return value;
 }
 
+/// 16 bytes at an aligned address of shared memory. Kept in the order of the program: loads of
+/// several steps are under way during one.
+__device__ __forceinline__ uint4 load_shared_in_order(std::uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+
 /// One fp32 word to an address of shared memory.
 __device__ __forceinline__ void store_shared(std::uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+/// Two to an 8-byte aligned one.
+__device__ __forceinline__ void store_shared(std::uint32_t address, float2 value) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(value.x), "f"(value.y)
+               : "memory");
 }
 
 /// Starts a copy of 16 bytes of which the first `source_bytes` (0 to 16) come from global memory

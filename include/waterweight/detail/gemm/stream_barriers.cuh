@@ -15,10 +15,10 @@ namespace detail {
 /// The named barrier by which the warps' sums in a buffer are known to be there. 0 is everybody's.
 __device__ __forceinline__ int stream_summed(int buffer) { return 1 + buffer; }
 
-/// The block's mbarriers. Every lane that has read arrives itself: no order among lanes to rely on.
+/// The block's mbarriers.
 struct stream_barriers {
   std::uint64_t full[kStreamMaxGroups];                     ///< a group is there
-  std::uint64_t empty[kStreamMaxSlots];                     ///< a tile has been read
+  std::uint64_t empty[kStreamMaxSlots];                     ///< a tile has been read, by each warp
   std::uint64_t free[kStreamBuffers];                       ///< a group's sums have been read
   std::uint64_t received[kStreamInboxes];                   ///< the sums of all blocks are there
   std::uint64_t credit[kStreamMaxCluster][kStreamInboxes];  ///< that block can take more
@@ -33,7 +33,7 @@ struct stream_barriers {
   /// The others, by a warp. `readers`: warps that multiply.
   __device__ __forceinline__ void init_others(const stream_plan& plan, int readers) {
     if (threadIdx.x % 32 != 0) return;
-    for (int i = 0; i < plan.slots; ++i) mbarrier_init(empty + i, 16 * readers);
+    for (int i = 0; i < plan.slots; ++i) mbarrier_init(empty + i, readers);
     for (int i = 0; i < kStreamBuffers; ++i) mbarrier_init(free + i, 32);
     if (plan.cluster > 1) {
       for (int i = 0; i < kStreamInboxes; ++i) {

@@ -1,11 +1,11 @@
 // Few tokens times weights on Hopper: the weights stream through a ring in shared memory, the
 // activations stay in registers.
 //
-// Ten warps of a block split its K. Each keeps its part of the activations in registers for the
+// Eight warps of a block split its K. Each keeps its part of the activations in registers for the
 // whole kernel, as the B operand of mma.m16n8k16, and takes its part of 16 rows of W at a time from
 // the ring: a lane has 16 consecutive bytes of two rows, converts them in registers and feeds the
-// k16 steps for which it holds the activations of equal K. An eleventh warp adds up the sums and
-// finishes the output, a twelfth fills the ring by bulk copies. Where K is long, a cluster splits
+// k16 steps for which it holds the activations of equal K. A ninth warp adds up the sums and
+// finishes the output, a tenth fills the ring by bulk copies. Where K is long, a cluster splits
 // it, and its blocks finish groups of rows in turn.
 //
 // Where the caller allows it, the next kernel's block moves in beside this one and fills its ring
@@ -164,30 +164,10 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     wait_for_earlier_kernels();
     multiplier mine(plan, share);
     mine.load(x, x_ld, m_count, share);
-    // Kept in registers: what they are made of takes its time.
-    std::uint32_t full = shared_address(barriers.full), empty = shared_address(barriers.empty);
-    std::uint32_t free = shared_address(barriers.free);
-    int slots = plan.slots, tile_bytes = plan.tile_bytes();
-    asm volatile("" : "+r"(full), "+r"(empty), "+r"(free), "+r"(slots), "+r"(tile_bytes));
-    const auto wrapped = [&](int slot) { return slot < slots ? slot : slot - slots; };
-    const int upper = multiplier::group() / kStreamTile;  // rows of the second and last tile
-    float* const to = sums + warp * kSums;
-    stream_turn turn, buffer;
-    int slot = 0;  // of the group's first tile
-    for (int q = 0; q < groups; ++q) {
-      mbarrier_wait(full + turn.place * 8, turn.parity);
-      turn.advance(kStreamMaxGroups);
-      const int low = wrapped(slot + upper), high = wrapped(slot + upper + 2);
-      mine.multiply(ring + low * tile_bytes, ring + high * tile_bytes, [&](std::uint32_t word) {
-        const std::uint32_t behind = empty + after_loading(word, slots);
-        mbarrier_arrive(behind + low * 8);
-        mbarrier_arrive(behind + high * 8);
-      });
-      slot = wrapped(slot + kStreamTiles);
-      mbarrier_wait(free + buffer.place * 8, buffer.parity ^ 1);
-      mine.write_sums(to + buffer.place * kStreamWarps * kSums);
-      named_barrier_arrive(stream_summed(buffer.place), 32 * (warps + 1));
-      buffer.advance(kStreamBuffers);
+    if (plan.warp_chunks > multiplier::kFewerChunks) {
+      mine.template run<multiplier::kChunks>(plan, share, barriers, ring, sums);
+    } else {
+      mine.template run<multiplier::kFewerChunks>(plan, share, barriers, ring, sums);
     }
   } else if (warp == kStreamWarps) {
     constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float)), kAhead = kStreamScales / 2;

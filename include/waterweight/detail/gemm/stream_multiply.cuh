@@ -2,6 +2,7 @@
 #pragma once
 
 #include <waterweight/detail/arch/memory.cuh>
+#include <waterweight/detail/arch/named_barrier.cuh>
 #include <waterweight/detail/gemm/stream_barriers.cuh>
 #include <waterweight/detail/gemm/weights.cuh>
 
@@ -56,7 +57,8 @@ template <class T, class Element, int NTiles>
 class stream_multiplier {
  public:
   using operand = stream_operand<T, Element>;
-  static constexpr int kChunks = stream_chunks(NTiles, sizeof(Element));
+  static constexpr int kChunks = stream_chunks(sizeof(Element));
+  static constexpr int kFewerChunks = stream_fewer_chunks(sizeof(Element));
   static constexpr int kSteps = operand::kSteps;
   static constexpr int kSets = NTiles == 1 ? 2 : 1;  ///< of sums: shorter chains of mma
 
@@ -94,24 +96,74 @@ class stream_multiplier {
       constexpr std::uint32_t kOffsets[4] = {kOffset, kOffset, kOffset, kOffset};
 #pragma unroll
       for (int j = 0; j < NTiles; ++j) {
-        float acc[2][4] = {};
+        float acc[4][4] = {};  // four chains: activations have just come, all is waiting
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
           for (int step = 0; step < kSteps; ++step) {
-            mma_m16n8k16<T>(acc[step % 2], kOffsets, x_[c][j][2 * step], x_[c][j][2 * step + 1]);
+            mma_m16n8k16<T>(acc[step % 4], kOffsets, x_[c][j][2 * step], x_[c][j][2 * step + 1]);
           }
         }
-        start_[j] = make_float2(acc[0][0] + acc[1][0], acc[0][1] + acc[1][1]);
+        start_[j] = make_float2((acc[0][0] + acc[1][0]) + (acc[2][0] + acc[3][0]),
+                                (acc[0][1] + acc[1][1]) + (acc[2][1] + acc[3][1]));
       }
     }
   }
 
-  /// Multiplies rows g and g + 8 of a group, of which this lane has group() in slots at `low` and
-  /// `high`; calls read(word) when it has what it needs of the ring: `word` is made of all of it.
-  template <class Read>
-  __device__ __forceinline__ void multiply(const std::byte* low, const std::byte* high,
-                                           const Read& read) {
+  /// Multiplies one group of rows after another: the first `Chunks` of this warp's chunks, which
+  /// are all that it has. Sums go to this warp's part of `sums`.
+  template <int Chunks>
+  __device__ __forceinline__ void run(const stream_plan& plan, const stream_share& share,
+                                      stream_barriers& barriers, const std::byte* ring,
+                                      float* sums) {
+    constexpr int kSumBytes = stream_sums(NTiles) * static_cast<int>(sizeof(float));
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile_bytes = plan.tile_bytes();
+    const int ring_bytes = plan.slots * tile_bytes;
+    const auto wrapped = [&](int at) { return at < ring_bytes ? at : at - ring_bytes; };
+    // Of rows g and g + 8 of a group, in the ring.
+    int low = group() / kStreamTile * tile_bytes;
+    int high = wrapped(low + kStreamTiles / 2 * tile_bytes);
+    // Lanes 0 to 3 tell of a tile each that its slot is empty, as long as another one follows
+    // there.
+    int following = lane < kStreamTiles ? share.tiles - plan.slots - lane : 0;
+    std::uint32_t emptied = shared_address(barriers.empty + lane % kStreamTiles);
+    const std::uint32_t empty_end = shared_address(barriers.empty + plan.slots);
+    // Kept in registers: what they are made of takes its time.
+    std::uint32_t full = shared_address(barriers.full), free = shared_address(barriers.free);
+    std::uint32_t weights = shared_address(ring) + group() % kStreamTile * pitch_ + first_;
+    std::uint32_t to = shared_address(sums) + warp * kSumBytes + group() * 32 + quad() * 8;
+    int summing = 32 * (share.warps + 1);
+    asm volatile("" : "+r"(full), "+r"(free), "+r"(weights), "+r"(to), "+r"(summing));
+    stream_turn turn, buffer;
+    for (int left = share.groups(); left > 0; --left) {
+      mbarrier_wait(full + turn.place * 8, turn.parity);
+      turn.advance(kStreamMaxGroups);
+      multiply<Chunks>(weights + low, weights + high);
+      low = wrapped(low + kStreamTiles * tile_bytes);
+      high = wrapped(high + kStreamTiles * tile_bytes);
+      // The last mma, whose result the address of the barrier is made of, has all lanes' weights.
+      __syncwarp();
+      if (following > 0) {
+        mbarrier_arrive(emptied +
+                        after_loading(__float_as_uint(acc_[0][NTiles - 1][3]), plan.slots));
+      }
+      following -= kStreamTiles;
+      emptied += kStreamTiles * 8;
+      if (emptied >= empty_end) emptied -= plan.slots * 8;
+      mbarrier_wait(free + buffer.place * 8, buffer.parity ^ 1);
+      write_sums(to + buffer.place * kStreamWarps * kSumBytes);
+      named_barrier_arrive(stream_summed(buffer.place), summing);
+      buffer.advance(kStreamBuffers);
+    }
+  }
+
+ private:
+  __device__ static __forceinline__ int group() { return threadIdx.x % 32 / 4; }
+  __device__ static __forceinline__ int quad() { return threadIdx.x % 4; }
+
+  /// A lane has group() of the rows at `low` and `high`.
+  template <int Chunks>
+  __device__ __forceinline__ void multiply(std::uint32_t low, std::uint32_t high) {
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
 #pragma unroll
@@ -120,14 +172,9 @@ class stream_multiplier {
         if constexpr (kSets > 1) acc_[1][j][e] = 0.0f;
       }
     }
-    const int row = group() % kStreamTile * pitch_;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      // Lanes past the end of K have zeros to multiply by: any weights of the row will do.
-      const int k = first_ + c * kStreamChunk < bytes_ ? first_ + c * kStreamChunk : 0;
-      const uint4 first = *reinterpret_cast<const uint4*>(low + row + k);
-      const uint4 second = *reinterpret_cast<const uint4*>(high + row + k);
-      if (c + 1 == kChunks) read(first.w | second.w | word());
+    for (int c = 0; c < Chunks; ++c) {
+      const uint4 first = weights_at(low, c), second = weights_at(high, c);
       const std::uint32_t first_row[4] = {first.x, first.y, first.z, first.w};
       const std::uint32_t second_row[4] = {second.x, second.y, second.z, second.w};
 #pragma unroll
@@ -141,36 +188,32 @@ class stream_multiplier {
         }
       }
     }
-  }
-
-  /// The sums as floats [NTiles][16 rows][8 tokens].
-  __device__ __forceinline__ void write_sums(float* to) const {
+    if constexpr (kSets > 1) {
 #pragma unroll
-    for (int j = 0; j < NTiles; ++j) {
-      float sum[4];
+      for (int j = 0; j < NTiles; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        sum[e] = acc_[0][j][e];
-        if constexpr (kSets > 1) sum[e] += acc_[1][j][e];
+        for (int e = 0; e < 4; ++e) acc_[0][j][e] += acc_[1][j][e];
       }
-      float* const mine = to + j * 128 + group() * 8 + quad() * 2;
-      *reinterpret_cast<float2*>(mine) = make_float2(sum[0], sum[1]);
-      *reinterpret_cast<float2*>(mine + 64) = make_float2(sum[2], sum[3]);
     }
   }
 
-  __device__ static __forceinline__ int group() { return threadIdx.x % 32 / 4; }
-
- private:
-  /// Made of all weights that were multiplied.
-  __device__ __forceinline__ std::uint32_t word() const {
-    std::uint32_t bits = 0;
-#pragma unroll
-    for (int i = 0; i < kSets; ++i) bits |= __float_as_uint(acc_[i][NTiles - 1][3]);
-    return bits;
+  /// This lane's chunk c of a row. Past the end of K activations are zeros: any bytes are weights,
+  /// as long as they are finite. INT8 is: what follows in shared memory will do, and chunks are
+  /// immediate offsets. Of 16-bit weights it is those at the beginning of the row.
+  __device__ __forceinline__ uint4 weights_at(std::uint32_t lane_first, int c) const {
+    const bool any = sizeof(Element) == 1 || first_ + c * kStreamChunk < bytes_;
+    return load_shared_in_order(lane_first + (any ? c * kStreamChunk : -first_));
   }
 
-  __device__ static __forceinline__ int quad() { return threadIdx.x % 4; }
+  /// As floats [NTiles][16 rows][8 tokens].
+  __device__ __forceinline__ void write_sums(std::uint32_t to) const {
+#pragma unroll
+    for (int j = 0; j < NTiles; ++j) {
+      const float(&sum)[4] = acc_[0][j];
+      store_shared(to + j * 512, make_float2(sum[0], sum[1]));
+      store_shared(to + j * 512 + 256, make_float2(sum[2], sum[3]));
+    }
+  }
 
   int first_;   ///< this lane's first byte of the slab
   int bytes_;   ///< of the slab

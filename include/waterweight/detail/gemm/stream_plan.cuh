@@ -7,7 +7,10 @@
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
-inline constexpr int kStreamWarps = 10;  ///< that multiply, splitting the block's K between them
+/// That multiply, splitting the block's K between them: two of each block on every SM quarter. With
+/// ten a quarter has one more than its neighbours, and there are registers for too few addresses:
+/// 7680 x 2560, one token, two blocks on an SM, H200: 5.5 us with ten and 5.25 with eight.
+inline constexpr int kStreamWarps = 8;
 inline constexpr int kStreamThreads = 32 * (kStreamWarps + 2);
 inline constexpr int kStreamChunk = 64;  ///< bytes of a row of W that a warp takes at a time
 inline constexpr int kStreamTile = 4;    ///< neighbouring rows of W, copied together
@@ -25,9 +28,12 @@ inline constexpr int kStreamBuffers = 2;  ///< of sums on their way from the war
 inline constexpr int kStreamInboxes = 2;  ///< groups whose sums a block can take from others
 inline constexpr int kStreamScales = 8;   ///< groups whose scales are there or on their way
 
-/// Chunks of a row whose activations a warp keeps in registers, with up to 8 * n_tiles tokens.
-WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int n_tiles, int element_bytes) {
-  return n_tiles <= 2 ? 4 * element_bytes : 2 * element_bytes;
+/// Chunks of a row whose activations a warp keeps in registers.
+WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int element_bytes) { return 5 * element_bytes; }
+
+/// Chunks of the loop for warps that have no more: K = 2048 or 4096 would have it idle for a fifth.
+WATERWEIGHT_HOST_DEVICE constexpr int stream_fewer_chunks(int element_bytes) {
+  return 4 * element_bytes;
 }
 
 /// Blocks on an SM. Where two fit, one computes while the next kernel's first weights arrive.
@@ -80,28 +86,36 @@ constexpr bool may_stream(const device_info& device) {
 
 inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with this one
 
-/// When the next kernel may start, for blocks of so many tiles of which two fit on an SM: its first
-/// weights should be asked for behind this one's last. Earlier, its blocks compete for memory and
-/// have nothing left to ask for when it falls idle. Small products are best followed at once, but
-/// for more than four tokens: loading their activations takes too long while it asks for weights.
-/// gemm_bench on H200, INT8, one token, us with 6, 8, 10 and 12 tiles left: 10240 x 2560 (20 tiles)
-/// 7.0, 7.0, 8.7, 8.7; 17920 x 2560 (34) 11.5, 11.1, 11.2, 12.4; 50304 x 2560 (96) 29.5, 29.5,
-/// 29.1, 29.0; eight tokens, 10240 x 2560 7.7, 7.8, 9.8, 9.8. 2560 x 2560 at once 3.0, after
-/// filling 3.5.
+/// What follows was measured with gemm_bench on H200, INT8, in us, and is for blocks of which two
+/// fit on an SM and that have so many tiles.
+
+/// When the next kernel may start: its first weights should be asked for behind this one's last.
+/// Earlier, its blocks compete for memory and have nothing left to ask for when it falls idle. One
+/// token, with 4, 6, 8 and 10 tiles left: 10240 x 2560 (20 tiles) 6.8, 6.3, -, 8.2; 17920 x 2560
+/// (34) 10.7, -, 10.9, 11.6; 50304 x 2560 (96) 28.9, -, 28.7, 29.0. Small products are best
+/// followed at once, but for more than four tokens: loading their activations takes too long while
+/// it asks for weights. 2560 x 2560 at once 2.8, after filling 3.5.
 constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
   return tiles < 24 ? 6 : 8;
 }
 
-/// What is asked for before activations are there, where the ring cannot hold a block's tiles and
-/// two blocks fit on an SM. Together with the tiles asked of L2 it is what the whole card has under
-/// way while nothing is computed; memory is slower with more. On H200, INT8, us with this and with
-/// a full ring: one token, 7680 x 2560 5.5, 5.9; 10240 x 2560 6.5, 7.2; 17920 x 2560 10.8, 11.2;
-/// 50304 x 2560 29.1, 29.8; four tokens 5.7, 6.0; 7.2, 7.4; 11.5, 11.5; 29.7, 30.0. The activations
-/// of more tokens take longer to come: eight gain nothing in a chain of one product and lose 2 % in
-/// one of a layer's.
-inline constexpr std::int64_t kStreamFirstBytes = 60 * 1024;
-inline constexpr std::int64_t kStreamFirstTokens = 4;
+/// Bytes of the ring that are filled before activations are there, where it cannot hold a block's
+/// tiles. Together with the tiles asked of L2 they are what the whole card has under way while
+/// nothing is computed; memory is slower with more. With 4, 6, 8 and all 10 slots: one token,
+/// 10240 x 2560 6.5, 6.3, 6.5, 6.9; 17920 x 2560 11.2, 10.9, 11.0, 11.5; four, 7680 x
+/// 2560 5.5, 5.7, 6.3, 6.4; 50304 x 2560 28.9, 29.0, 29.3, 29.5; eight, 10240 x
+/// 2560 7.5, 7.3, 7.3, 7.5; 50304 x 2560 29.9, 29.6, 29.7, 29.8.
+constexpr std::int64_t stream_first_bytes(std::int64_t m) {
+  return (m >= 2 && m <= 4 ? 40 : 60) * 1024;
+}
+
+/// Tiles asked of L2 beyond those. Few for short blocks of few tokens, which are followed before
+/// all of them have come: 7680 x 2560 (15 tiles) with 4 and 8, one token 5.1, 5.2; four 5.3, 5.5;
+/// eight 7.6, 7.1; but 10240 x 2560 (20) 6.6, 6.3; 6.7, 6.7; 7.7, 7.3.
+constexpr int stream_look_ahead(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
+  return m <= 4 && tiles * tile_bytes <= 180 * 1024 ? 4 : 8;
+}
 
 /// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
 /// least `least_cluster`; clusters == 0 if K is too long.
@@ -110,7 +124,7 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   const int n_tiles = stream_n_tiles(m);
   const auto divide_up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   const std::int64_t all = divide_up(k * element_bytes, kStreamChunk);
-  std::int64_t cluster = divide_up(all, kStreamWarps * stream_chunks(n_tiles, element_bytes));
+  std::int64_t cluster = divide_up(all, kStreamWarps * stream_chunks(element_bytes));
   if (cluster < least_cluster) cluster = least_cluster < all ? least_cluster : all;
   const std::int64_t chunks = divide_up(all, cluster);
   cluster = divide_up(all, chunks);
@@ -140,18 +154,24 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   plan.slots = static_cast<int>(fitting < useful ? fitting : useful);
   if (plan.slots > kStreamMaxSlots) plan.slots = kStreamMaxSlots;
   plan.first = plan.slots;
-  if (m <= kStreamFirstTokens && stream_blocks(n_tiles, element_bytes) > 1 && cluster == 1 &&
-      each > plan.slots) {
-    const std::int64_t first = kStreamFirstBytes / plan.tile_bytes();
-    if (first < plan.slots) plan.first = static_cast<int>(first);
+  plan.look_ahead = 2;
+  plan.left = kStreamAtOnce;  // those of the next kernel cannot come too early: there is no room
+  if (stream_blocks(n_tiles, element_bytes) > 1) {
+    const std::int64_t bytes = kStreamTile * kStreamChunk * chunks;
+    plan.left = stream_left(m, each, bytes);
+    // Memory is to be busy while those of the next kernel wait. Large clusters take 3 % longer.
+    if (cluster <= 2) plan.look_ahead = 8;
+    if (cluster == 1 && each > plan.slots) {
+      const std::int64_t first = stream_first_bytes(m) / plan.tile_bytes();
+      if (first < plan.slots) plan.first = static_cast<int>(first);
+      plan.look_ahead = stream_look_ahead(m, each, bytes);
+      // The activations of more than four tokens are loaded before the next kernel asks for
+      // weights: 7680 x 2560, 8 tokens, takes 6.4 us if a slot is to be filled again first and 7.1
+      // if not.
+      const int again = static_cast<int>(each) - plan.slots - 1;
+      if (m > 4 && plan.left > again) plan.left = again > 1 ? again : 1;
+    }
   }
-  // Where two blocks share an SM, memory is to be busy while those of the next kernel wait. Large
-  // clusters take 3 % longer with more.
-  plan.look_ahead = stream_blocks(n_tiles, element_bytes) > 1 && cluster <= 2 ? 8 : 2;
-  // Where there is no room for two, those of the next kernel cannot come too early.
-  plan.left = stream_blocks(n_tiles, element_bytes) > 1
-                  ? stream_left(m, each, kStreamTile * kStreamChunk * chunks)
-                  : kStreamAtOnce;
   return plan;
 }
 
