@@ -123,8 +123,8 @@ class stream_multiplier {
     // Of rows g and g + 8 of a group, in the ring.
     int low = group() / kStreamTile * tile_bytes;
     int high = wrapped(low + kStreamTiles / 2 * tile_bytes);
-    // Lanes 0 to 3 tell of a tile each that its slot is empty, as long as another one follows
-    // there.
+    // Lanes 0 to 3 tell of a tile each that its slot is empty, where another tile is to follow: an
+    // arrival of every lane that has read is 64 for each warp and group.
     int following = lane < kStreamTiles ? share.tiles - plan.slots - lane : 0;
     std::uint32_t emptied = shared_address(barriers.empty + lane % kStreamTiles);
     const std::uint32_t empty_end = shared_address(barriers.empty + plan.slots);
@@ -141,7 +141,8 @@ class stream_multiplier {
       multiply<Chunks>(weights + low, weights + high);
       low = wrapped(low + kStreamTiles * tile_bytes);
       high = wrapped(high + kStreamTiles * tile_bytes);
-      // The last mma, whose result the address of the barrier is made of, has all lanes' weights.
+      // One lane tells for all: the address of the barrier is made of what the last mma added,
+      // which had the weights of every lane.
       __syncwarp();
       if (following > 0) {
         mbarrier_arrive(emptied +

@@ -86,15 +86,15 @@ constexpr bool may_stream(const device_info& device) {
 
 inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with this one
 
-/// What follows was measured with gemm_bench on H200, INT8, in us, and is for blocks of which two
-/// fit on an SM and that have so many tiles.
+/// What follows was measured as gemm_bench does, on H200, INT8, in us, and is for blocks of so many
+/// tiles of which two fit on an SM.
 
 /// When the next kernel may start: its first weights should be asked for behind this one's last.
 /// Earlier, its blocks compete for memory and have nothing left to ask for when it falls idle. One
-/// token, with 4, 6, 8 and 10 tiles left: 10240 x 2560 (20 tiles) 6.8, 6.3, -, 8.2; 17920 x 2560
-/// (34) 10.7, -, 10.9, 11.6; 50304 x 2560 (96) 28.9, -, 28.7, 29.0. Small products are best
-/// followed at once, but for more than four tokens: loading their activations takes too long while
-/// it asks for weights. 2560 x 2560 at once 2.8, after filling 3.5.
+/// token, with 4, 6 and 10 tiles left, 10240 x 2560 (20 tiles): 6.8, 6.3, 8.2; with 4, 8 and 10,
+/// 17920 x 2560 (34): 10.7, 10.9, 11.6; 50304 x 2560 (96): 28.9, 28.7, 29.0. Small products are
+/// best followed at once, but for more than four tokens: loading their activations takes too long
+/// while it asks for weights. 2560 x 2560 at once: 2.8, after filling: 3.5.
 constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
   return tiles < 24 ? 6 : 8;
@@ -103,16 +103,16 @@ constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_
 /// Bytes of the ring that are filled before activations are there, where it cannot hold a block's
 /// tiles. Together with the tiles asked of L2 they are what the whole card has under way while
 /// nothing is computed; memory is slower with more. With 4, 6, 8 and all 10 slots: one token,
-/// 10240 x 2560 6.5, 6.3, 6.5, 6.9; 17920 x 2560 11.2, 10.9, 11.0, 11.5; four, 7680 x
-/// 2560 5.5, 5.7, 6.3, 6.4; 50304 x 2560 28.9, 29.0, 29.3, 29.5; eight, 10240 x
-/// 2560 7.5, 7.3, 7.3, 7.5; 50304 x 2560 29.9, 29.6, 29.7, 29.8.
+/// 10240 x 2560: 6.5, 6.3, 6.5, 6.9; 17920 x 2560: 11.2, 10.9, 11.0, 11.5; four tokens,
+/// 7680 x 2560: 5.5, 5.7, 6.3, 6.4; 50304 x 2560: 28.9, 29.0, 29.3, 29.5; eight tokens,
+/// 10240 x 2560: 7.5, 7.3, 7.3, 7.5; 50304 x 2560: 29.9, 29.6, 29.7, 29.8.
 constexpr std::int64_t stream_first_bytes(std::int64_t m) {
   return (m >= 2 && m <= 4 ? 40 : 60) * 1024;
 }
 
 /// Tiles asked of L2 beyond those. Few for short blocks of few tokens, which are followed before
-/// all of them have come: 7680 x 2560 (15 tiles) with 4 and 8, one token 5.1, 5.2; four 5.3, 5.5;
-/// eight 7.6, 7.1; but 10240 x 2560 (20) 6.6, 6.3; 6.7, 6.7; 7.7, 7.3.
+/// all of them have come. With 4 and 8: 7680 x 2560 (15 tiles), one token: 5.1, 5.2;
+/// four: 5.3, 5.5; eight: 7.6, 7.1; 10240 x 2560 (20 tiles): 6.6, 6.3; 6.7, 6.7; 7.7, 7.3.
 constexpr int stream_look_ahead(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
   return m <= 4 && tiles * tile_bytes <= 180 * 1024 ? 4 : 8;
 }
@@ -165,9 +165,8 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
       const std::int64_t first = stream_first_bytes(m) / plan.tile_bytes();
       if (first < plan.slots) plan.first = static_cast<int>(first);
       plan.look_ahead = stream_look_ahead(m, each, bytes);
-      // The activations of more than four tokens are loaded before the next kernel asks for
-      // weights: 7680 x 2560, 8 tokens, takes 6.4 us if a slot is to be filled again first and 7.1
-      // if not.
+      // Loading the activations of more than four tokens takes too long while the next kernel asks
+      // for weights: 7680 x 2560, 8 tokens: 6.4 us if a slot is to be filled again first, else 7.1.
       const int again = static_cast<int>(each) - plan.slots - 1;
       if (m > 4 && plan.left > again) plan.left = again > 1 ? again : 1;
     }
