@@ -121,7 +121,7 @@ TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
 }
 
 TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {
-  for (int tiles = 1; tiles <= 40; ++tiles) {
+  for (int tiles = 1; tiles <= 70; ++tiles) {
     SCOPED_TRACE(::testing::Message() << tiles << " tiles");
     const auto plan = [&](int m) {
       return detail::make_stream_plan(132, m, 132 * detail::kStreamTile * tiles, 2560, 2560,
@@ -133,7 +133,7 @@ TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {
       EXPECT_LE(plan(8).left, tiles == slots + 1 ? 1 : tiles - slots - 1);
     }
     EXPECT_EQ(plan(4).left, tiles * 4 * 2560 <= 128 * 1024 ? detail::kStreamAtOnce
-                            : tiles < 24                   ? 6
+                            : tiles < 64                   ? 6
                                                            : 8);
   }
 }

@@ -134,27 +134,22 @@ class stream_multiplier {
     std::uint32_t to = shared_address(sums) + warp * kSumBytes + group() * 32 + quad() * 8;
     int summing = 32 * (share.warps + 1);
     asm volatile("" : "+r"(full), "+r"(free), "+r"(weights), "+r"(to), "+r"(summing));
-    stream_turn turn, buffer;
-    for (int left = share.groups(); left > 0; --left) {
-      mbarrier_wait(full + turn.place * 8, turn.parity);
-      turn.advance(kStreamMaxGroups);
-      multiply<Chunks>(weights + low, weights + high);
+    const auto groups = static_cast<unsigned>(share.groups());
+    for (unsigned q = 0; q < groups; ++q) {
+      const unsigned buffer = q % kStreamBuffers;
+      mbarrier_wait(full + q % kStreamMaxGroups * 8, q / kStreamMaxGroups & 1);
+      multiply<Chunks>(weights + low, weights + high, [&](std::uint32_t word) {
+        if (following > 0) mbarrier_arrive(emptied + after_loading(word, plan.slots));
+        // A branch: what is before it the compiler does not put behind the products that follow.
+        mbarrier_wait(free + buffer * 8, (q / kStreamBuffers & 1) ^ 1);
+      });
       low = wrapped(low + kStreamTiles * tile_bytes);
       high = wrapped(high + kStreamTiles * tile_bytes);
-      // One lane tells for all: the address of the barrier is made of what the last mma added,
-      // which had the weights of every lane.
-      __syncwarp();
-      if (following > 0) {
-        mbarrier_arrive(emptied +
-                        after_loading(__float_as_uint(acc_[0][NTiles - 1][3]), plan.slots));
-      }
       following -= kStreamTiles;
       emptied += kStreamTiles * 8;
       if (emptied >= empty_end) emptied -= plan.slots * 8;
-      mbarrier_wait(free + buffer.place * 8, buffer.parity ^ 1);
-      write_sums(to + buffer.place * kStreamWarps * kSumBytes);
-      named_barrier_arrive(stream_summed(buffer.place), summing);
-      buffer.advance(kStreamBuffers);
+      write_sums(to + buffer * kStreamWarps * kSumBytes);
+      named_barrier_arrive(stream_summed(buffer), summing);
     }
   }
 
@@ -162,9 +157,19 @@ class stream_multiplier {
   __device__ static __forceinline__ int group() { return threadIdx.x % 32 / 4; }
   __device__ static __forceinline__ int quad() { return threadIdx.x % 4; }
 
-  /// A lane has group() of the rows at `low` and `high`.
-  template <int Chunks>
-  __device__ __forceinline__ void multiply(std::uint32_t low, std::uint32_t high) {
+  /// A lane has group() of the rows at `low` and `high`. Calls read(word) when the warp has loaded
+  /// all that it needs of the ring, with some still to multiply; `word` is made of what every lane
+  /// has loaded.
+  template <int Chunks, class Read>
+  __device__ __forceinline__ void multiply(std::uint32_t low, std::uint32_t high,
+                                           const Read& read) {
+    constexpr int kAhead = 2;  // chunks; there are no registers for more
+    uint4 first[kAhead], second[kAhead];
+#pragma unroll
+    for (int c = 0; c < kAhead; ++c) {
+      first[c] = weights_at(low, c);
+      second[c] = weights_at(high, c);
+    }
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
 #pragma unroll
@@ -175,9 +180,15 @@ class stream_multiplier {
     }
 #pragma unroll
     for (int c = 0; c < Chunks; ++c) {
-      const uint4 first = weights_at(low, c), second = weights_at(high, c);
-      const std::uint32_t first_row[4] = {first.x, first.y, first.z, first.w};
-      const std::uint32_t second_row[4] = {second.x, second.y, second.z, second.w};
+      const int place = c % kAhead;
+      const std::uint32_t first_row[4] = {first[place].x, first[place].y, first[place].z,
+                                          first[place].w};
+      const std::uint32_t second_row[4] = {second[place].x, second[place].y, second[place].z,
+                                           second[place].w};
+      if (c + kAhead < Chunks) {
+        first[place] = weights_at(low, c + kAhead);
+        second[place] = weights_at(high, c + kAhead);
+      }
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         std::uint32_t a[4];
@@ -187,6 +198,12 @@ class stream_multiplier {
         for (int j = 0; j < NTiles; ++j) {
           mma_m16n8k16<T>(acc_[step % kSets][j], a, x_[c][j][2 * step], x_[c][j][2 * step + 1]);
         }
+      }
+      if (c + kAhead == Chunks) {
+        std::uint32_t word = 0;
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) word |= first[i].w & second[i].w;
+        read(__ballot_sync(0xffffffffu, word == 0));
       }
     }
     if constexpr (kSets > 1) {

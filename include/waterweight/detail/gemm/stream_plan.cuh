@@ -17,8 +17,10 @@ inline constexpr int kStreamTile = 4;    ///< neighbouring rows of W, copied tog
 inline constexpr int kStreamGroup = 16;  ///< rows of W multiplied together: four tiles
 inline constexpr int kStreamTiles = kStreamGroup / kStreamTile;
 inline constexpr int kStreamMaxSlots = 20;  ///< of the ring, a tile each
-/// Groups that may be in the ring at a time, and one to keep their barriers' phases apart.
-inline constexpr int kStreamMaxGroups = kStreamMaxSlots / kStreamTiles + 2;
+/// Groups that may be in the ring at a time, and some to keep their barriers' phases apart: a power
+/// of two, so that a group's number says which barrier and which phase.
+inline constexpr int kStreamMaxGroups = 8;
+static_assert(kStreamMaxGroups >= kStreamMaxSlots / kStreamTiles + 2);
 inline constexpr int kStreamMaxCluster = 8;  ///< a portable cluster
 /// The largest one that is chosen. On H200 (gemm_bench, INT8) clusters of 4 took 10.7 us for one
 /// token times 2560 x 10240 and the gemv kernel 15.1, but clusters of 7 took 39 us for 4096 x 16384
@@ -91,13 +93,14 @@ inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with th
 
 /// When the next kernel may start: its first weights should be asked for behind this one's last.
 /// Earlier, its blocks compete for memory and have nothing left to ask for when it falls idle. One
-/// token, with 4, 6 and 10 tiles left, 10240 x 2560 (20 tiles): 6.8, 6.3, 8.2; with 4, 8 and 10,
-/// 17920 x 2560 (34): 10.7, 10.9, 11.6; 50304 x 2560 (96): 28.9, 28.7, 29.0. Small products are
-/// best followed at once, but for more than four tokens: loading their activations takes too long
-/// while it asks for weights. 2560 x 2560 at once: 2.8, after filling: 3.5.
+/// token, with 4, 6, 8 and 12 tiles left, 10240 x 2560 (20 tiles): 6.9, 6.2, 6.8, 8.4;
+/// 17920 x 2560 (34): 10.7, 10.3, 11.3, 12.6; 50304 x 2560 (96): 29.9, 29.2, 29.1, 30.1; four,
+/// 17920 x 2560: 10.9, 10.6, 11.9; eight: 11.6, 11.4, 12.2, 13.7. Small products are best followed
+/// at once, but for more than four tokens: loading their activations takes too long while it asks
+/// for weights. 2560 x 2560 at once: 2.8, after filling: 3.5.
 constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
-  return tiles < 24 ? 6 : 8;
+  return tiles < 64 ? 6 : 8;
 }
 
 /// Bytes of the ring that are filled before activations are there, where it cannot hold a block's
