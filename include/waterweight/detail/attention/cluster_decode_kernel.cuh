@@ -47,9 +47,10 @@ __global__ void __launch_bounds__(kClusterThreads<HeadDim>, HeadDim > 128  ? 1
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using layout = cluster_decode_shape<HeadDim>;
   constexpr int kWarps = kClusterAttendWarps<HeadDim>, kAttendThreads = 32 * kWarps;
-  constexpr int kAttendBarrier = 1, kEvictBarrier = 2;  // 0 is everybody's
-  enum { kLength, kStep, kFreeSlot, kWords };           // in the order of the lanes that read
-  extern __shared__ __align__(16) std::byte shared[];
+  constexpr int kAttendBarrier = 1, kEvictBarrier = 2;       // 0 is everybody's
+  enum { kLength, kStep, kFreeSlot, kWords };                // in the order of the lanes that read
+  extern __shared__ __align__(128) std::byte head_memory[];  // see cluster_decode_shape
+  std::byte* const shared = head_memory;
   __shared__ __align__(8) std::uint64_t barriers[5];
   std::uint64_t* const keys_there = barriers;
   std::uint64_t* const values_there = barriers + 1;

@@ -323,10 +323,10 @@ __global__ void __launch_bounds__(stream_decode_shape<HeadDim>::kThreads, 1)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using decoder = stream_decoder<T, HeadDim>;
   using shape = stream_decode_shape<HeadDim>;
-  extern __shared__ __align__(16) std::byte shared[];
+  extern __shared__ __align__(128) std::byte head_memory[];  // as cluster_decode_shape
   __shared__ typename decoder::barriers barriers;
   __shared__ typename decoder::scratch small;
-  const decoder self{cache, state, shared, &barriers, &small};
+  const decoder self{cache, state, head_memory, &barriers, &small};
   if (threadIdx.x == 0) self.init();
   __syncthreads();
   const int thread = static_cast<int>(threadIdx.x);
