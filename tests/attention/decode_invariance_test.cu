@@ -300,12 +300,12 @@ TEST_F(ManySequencesTest, HeadsThatStreamThroughBlocks) {
   expect_each_alone({9, 32, 32, 80}, {4, 252, 252}, {7});
 }
 
-/// The same with a few blocks, which have several heads each, and short caches.
+/// The same with a few blocks, which have several heads each, and many, and short caches.
 TEST_F(ManySequencesTest, HeadsThatStreamThroughAFewBlocks) {
   device.beside_others = true;
   device.sm_count = 4;
   expect_each_alone({7, 3, 3, 80}, {2, 5, 6}, {0, 6});
-  expect_each_alone({20, 3, 3, 80}, {2, 5, 6}, {0, 19});
+  expect_each_alone({10, 7, 7, 80}, {2, 5, 6}, {9});
 }
 
 /// Layers in turn, captured and eager, with and without promises to the kernel: the same bits. More

@@ -213,7 +213,7 @@ cudaError_t launch_decode(const device_info& device, const heads_view<const T>& 
                       dim3(static_cast<unsigned>(std::min<std::int64_t>(heads, device.sm_count))),
                       stream_shape::kThreads, static_cast<std::size_t>(stream_shape::kBytes),
                       launch_options{1, true}, stream, q, k_new, v_new, rotary, cache, state,
-                      policy, out, scale * kLog2E, early == early_read::cache);
+                      policy, out, scale * kLog2E, early == early_read::cache, parts.arrived);
       }
     }
     if (cluster_decodes<T>(device, cluster)) {

@@ -21,6 +21,7 @@
 #include <waterweight/detail/attention/cluster_books.cuh>
 #include <waterweight/detail/attention/common.cuh>
 #include <waterweight/detail/attention/stream_decode_shape.cuh>
+#include <waterweight/detail/attention/stream_heads.cuh>
 #include <waterweight/device/rotary.cuh>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -33,16 +34,20 @@ template <class T, int HeadDim>
 struct stream_decoder {
   using shape = stream_decode_shape<HeadDim>;
   using chunk = typename shape::chunk;
+  static constexpr int kHeads = shape::kHeads;
+  // See stream_heads: heads in the ring, between it and the books, and those asked for ahead.
+  static_assert(shape::kPlaces / 2 + 2 + kHeads + 3 <= stream_heads::kRemembered, "none forgotten");
 
   struct barriers {
     std::uint64_t filled[shape::kPlaces], read[shape::kPlaces];
-    std::uint64_t prepared[kStreamHeads], attended[kStreamHeads], booked[kStreamHeads];
+    std::uint64_t prepared[kHeads], attended[kHeads], booked[kHeads];
+    stream_heads::storage heads;
   };
   struct scratch {
-    stream_head_info info[kStreamHeads];
+    stream_head_info info[kHeads];
     float weights[kStreamBookWarps][kStreamBookWarps];
-    unsigned long long candidate_keys[kStreamHeads][kStreamBookWarps];
-    int candidate_slots[kStreamHeads][kStreamBookWarps];
+    unsigned long long candidate_keys[kHeads][kStreamBookWarps];
+    int candidate_slots[kHeads][kStreamBookWarps];
   };
 
   const kv_cache_view<T>& cache;
@@ -50,18 +55,18 @@ struct stream_decoder {
   std::byte* shared;
   barriers* at;
   scratch* small;
+  stream_heads heads;
 
   /// Calls f(head, buffer, parity of the buffer's use, number of the head in this block).
   template <class F>
   __device__ __forceinline__ void for_each_head(const F& f) const {
-    const int heads = cache.batch * cache.kv_heads;
 #pragma unroll 1
-    for (int head = blockIdx.x, i = 0; head < heads; head += gridDim.x, ++i) {
-      f(head, i % kStreamHeads, static_cast<std::uint32_t>(i / kStreamHeads) & 1u, i);
+    for (int head, i = 0; (head = heads[i]) >= 0; ++i) {
+      f(head, i % kHeads, static_cast<std::uint32_t>(i / kHeads) & 1u, i);
     }
   }
   __device__ __forceinline__ int places_of_head() const {  // of keys
-    return (cache.capacity + kStreamPlaceSlots - 1) / kStreamPlaceSlots;
+    return (cache.capacity + shape::kPlaceSlots - 1) / shape::kPlaceSlots;
   }
   __device__ __forceinline__ int splits() const { return cluster_splits(cache.capacity); }
   __device__ __forceinline__ T* query(int buffer) const {
@@ -84,17 +89,23 @@ struct stream_decoder {
     return shared + shape::kRing + index * shape::kPlaceBytes;
   }
 
+  /// How far rows lie beyond a multiple of kPlaceAlignment bytes, in memory and in their place.
+  static __device__ __forceinline__ int beyond(const T* rows) {
+    return static_cast<int>(reinterpret_cast<std::uintptr_t>(rows) % shape::kPlaceAlignment);
+  }
+
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < shape::kPlaces; ++i) {
       mbarrier_init(at->filled + i, 1);
-      mbarrier_init(at->read + i, kStreamPlaceChunks);
+      mbarrier_init(at->read + i, shape::kPlaceChunks);
     }
     // Each thread arrives itself: no order among lanes to rely on.
-    for (int i = 0; i < kStreamHeads; ++i) {
+    for (int i = 0; i < kHeads; ++i) {
       mbarrier_init(at->prepared + i, 32 * shape::kPrepareWarps);
       mbarrier_init(at->attended + i, shape::kFirstBook);
       mbarrier_init(at->booked + i, kStreamBookThreads);
     }
+    heads.init();
     mbarrier_init_fence();
   }
 
@@ -109,14 +120,14 @@ struct stream_decoder {
       if (number >= shape::kInFlight) wait(at->filled, number - shape::kInFlight);
       if (number >= shape::kPlaces) wait(at->read, number - shape::kPlaces);
       const int index = number % shape::kPlaces;
-      bulk_copy_rows<chunk::kRowBytes, chunk::kPitch>(place(index), rows, 0, count,
+      bulk_copy_rows<chunk::kRowBytes, chunk::kPitch>(place(index) + beyond(rows), rows, 0, count,
                                                       at->filled + index);
       ++number;
     };
-    for_each_head([&](int head, int, std::uint32_t, int) {
-      for (int slot = 0; slot < cache.capacity; slot += kStreamPlaceSlots) {
+    heads.hand_out([&](int head) {
+      for (int slot = 0; slot < cache.capacity; slot += shape::kPlaceSlots) {
         const std::int64_t first = (std::int64_t{head} * cache.capacity + slot) * HeadDim;
-        const int count = min(kStreamPlaceSlots, cache.capacity - slot);
+        const int count = min(shape::kPlaceSlots, cache.capacity - slot);
         push(cache.k + first, count);
         push(cache.v + first, count);
       }
@@ -137,7 +148,7 @@ struct stream_decoder {
     } next;
     // A head ahead: what is asked for waits behind the copies under way.
     const auto ask = [&](int row) {
-      if (row >= cache.batch * cache.kv_heads) return;
+      if (row < 0) return;
       const int sequence = row / cache.kv_heads, head = row % cache.kv_heads;
       const T* const q_head = q.data + sequence * q.batch_stride + head * q.head_stride;
       const T* const key = k_new.data + sequence * k_new.batch_stride + head * k_new.head_stride;
@@ -152,10 +163,10 @@ struct stream_decoder {
               __ldcg(state.free_slot + row)};
     };
     wait_for_earlier_kernels();
-    ask(blockIdx.x);
-    for_each_head([&](int row, int buffer, std::uint32_t parity, int) {
+    ask(heads[0]);
+    for_each_head([&](int row, int buffer, std::uint32_t parity, int i) {
       const request now = next;
-      ask(row + gridDim.x);
+      ask(heads[i + 1]);
       const int live = min(now.length + 1, cache.capacity);
       const int fresh = min(max(now.free_slot, 0), live - 1);
       rotation.set_position(now.step);
@@ -180,28 +191,31 @@ struct stream_decoder {
 
   __device__ __forceinline__ void attend() const {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = threadIdx.x % 32;
-    const int chunks = splits() * kSplitChunks, pairs = places_of_head();
-    for_each_head([&](int, int buffer, std::uint32_t parity, int i) {
+    const int pairs = places_of_head();
+    const int chunks = max(splits() * kSplitChunks, pairs * shape::kPlaceChunks);
+    for_each_head([&](int row, int buffer, std::uint32_t parity, int i) {
+      const std::int64_t elements = std::int64_t{row} * cache.capacity * HeadDim;
       mbarrier_wait(at->prepared + buffer, parity);  // so its buffers are free
       const int live = small->info[buffer].live, fresh = small->info[buffer].fresh;
 #pragma unroll 1
       for (int c = warp; c < chunks; c += kStreamAttendWarps) {
         const int first = c * kChunkSlots;
-        const bool empty = c >= pairs * kStreamPlaceChunks;
+        const bool empty = c >= pairs * shape::kPlaceChunks;
         chunk_softmax<T> softmax;
         softmax.maximum = -INFINITY;
         softmax.sum = 0.0f;
-        const int number = 2 * (i * pairs + c / kStreamPlaceChunks);
-        const auto with = [&](int of, const T* fresh_row, const auto& f) {
+        const int number = 2 * (i * pairs + c / shape::kPlaceChunks);
+        const auto with = [&](int of, const T* head, const T* fresh_row, const auto& f) {
           const int index = of % shape::kPlaces;
           mbarrier_wait(at->filled + index, static_cast<std::uint32_t>(of / shape::kPlaces) & 1u);
-          f(chunk_rows{place(index) + c % kStreamPlaceChunks * chunk::kChunkBytes, chunk::kPitch,
+          std::byte* const rows = place(index) + beyond(head);
+          f(chunk_rows{rows + c % shape::kPlaceChunks * chunk::kChunkBytes, chunk::kPitch,
                        fresh - first, fresh_row});
           __syncwarp();
           if (lane == 0) mbarrier_arrive(at->read + index);
         };
         if (!empty) {
-          with(number, fresh_key(buffer), [&](const chunk_rows& keys) {
+          with(number, cache.k + elements, fresh_key(buffer), [&](const chunk_rows& keys) {
             softmax.template compute<HeadDim>(query(buffer), 1, keys, live - first);
           });
         }
@@ -210,9 +224,10 @@ struct stream_decoder {
           softmax.store(p(buffer) + first);
         }
         if (!empty) {
-          with(number + 1, fresh_key(buffer) + HeadDim, [&](const chunk_rows& values) {
-            softmax.template weigh<HeadDim>(values, live - first, 1, outputs(buffer, c));
-          });
+          with(number + 1, cache.v + elements, fresh_key(buffer) + HeadDim,
+               [&](const chunk_rows& values) {
+                 softmax.template weigh<HeadDim>(values, live - first, 1, outputs(buffer, c));
+               });
         } else if (lane < kStreamWriters) {
           for (int d = lane; d < HeadDim; d += kStreamWriters) outputs(buffer, c)[d] = 0.0f;
         }
@@ -232,14 +247,14 @@ struct stream_decoder {
       return split_books(state.score + slots, state.position + slots, split * kSplitSlots);
     };
     wait_for_earlier_kernels();
-    split_books next = books_of(blockIdx.x);
+    split_books next = books_of(heads[0]);
     next.load(cache.capacity);
-    for_each_head([&](int row, int buffer, std::uint32_t parity, int) {
+    for_each_head([&](int row, int buffer, std::uint32_t parity, int i) {
       const int sequence = row / cache.kv_heads, head_of = row % cache.kv_heads;
       const std::int64_t slots = std::int64_t{row} * cache.capacity;
       split_books books = next;
-      if (row + static_cast<int>(gridDim.x) < cache.batch * cache.kv_heads) {
-        next = books_of(row + gridDim.x);
+      if (const int after = heads[i + 1]; after >= 0) {
+        next = books_of(after);
         next.load(cache.capacity);
       }
       mbarrier_wait(at->prepared + buffer, parity);
@@ -313,20 +328,22 @@ struct stream_decoder {
 #endif
 
 /// For scored caches, query heads that have keys of their own, and evictions of one slot at a time
-/// or none here. early: keys and values may be read before earlier kernels have ended.
+/// or none here. early: keys and values may be read before earlier kernels have ended. counters:
+/// two of the workspace's.
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(stream_decode_shape<HeadDim>::kThreads, 1)
     stream_decode_kernel(heads_view<const T> q, heads_view<const T> k_new,
                          heads_view<const T> v_new, rotary_view rotary, kv_cache_view<T> cache,
                          h2o_state_view state, h2o_policy policy, heads_view<T> out,
-                         float scale_log2, bool early) {
+                         float scale_log2, bool early, unsigned* counters) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   using decoder = stream_decoder<T, HeadDim>;
   using shape = stream_decode_shape<HeadDim>;
   extern __shared__ __align__(128) std::byte head_memory[];  // as cluster_decode_shape
   __shared__ typename decoder::barriers barriers;
   __shared__ typename decoder::scratch small;
-  const decoder self{cache, state, head_memory, &barriers, &small};
+  const decoder self{cache,     state,  head_memory,
+                     &barriers, &small, {&barriers.heads, cache.batch * cache.kv_heads, counters}};
   if (threadIdx.x == 0) self.init();
   __syncthreads();
   const int thread = static_cast<int>(threadIdx.x);
