@@ -226,9 +226,10 @@ void CudaEngine<T>::upload_rotary() {
 template <class T>
 DecodeStep<T> CudaEngine<T>::decode_step(int batch) {
   LayerFork fork;
-  const StepFork shares = step_fork(config_, options_.weights, batch, launch_.device);
+  const int scored_slots = kv_.evicts ? kv_.capacity : 0;
+  const StepFork shares = step_fork(config_, options_.weights, batch, scored_slots, launch_.device);
   if (shares.mlp_sms > 0) {
-    fork = {launch_, launch_, launch_.device, &side_};
+    fork = {launch_, launch_, launch_.device, &side_, shares.qkv_ahead};
     fork.attention.device.sm_count = shares.projection_sms;
     fork.mlp.device.sm_count = shares.mlp_sms;
     fork.attention.device.beside_others = fork.mlp.device.beside_others = true;

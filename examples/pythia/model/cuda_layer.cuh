@@ -85,17 +85,18 @@ void end_layer(const LaunchContext& launch, const Config& config, const CudaLaye
   });
 }
 
-/// What the two halves of a forked layer launch with. Each sees only its share of the SMs.
+/// What the two halves of a forked layer launch with, each told of the SMs that it may take.
 struct LayerFork {
   LaunchContext attention;             ///< on the step's own stream
   LaunchContext mlp;                   ///< on the side's
   waterweight::device_info attending;  ///< what the attention kernel is told of the device
   SideStream* side = nullptr;
+  bool qkv_ahead = false;
 };
 
-/// A whole layer of the parallel kind, its MLP beside QKV, attention and dense: the MLP's output is
-/// left in activations.mlp_out, to be added to the residual stream by the next LayerNorm (`addend`
-/// is what the layer before has left so, or null).
+/// A whole layer of the parallel kind, its MLP beside attention and dense, and beside QKV where
+/// that does not go ahead: the MLP's output is left in activations.mlp_out, to be added to the
+/// residual stream by the next LayerNorm (`addend` is what the layer before has left so, or null).
 template <class T, class Attention>
 void run_forked_layer(const LaunchContext& launch, const LayerFork& fork, const Config& config,
                       const CudaLayer<T>& layer, const Activations<T>& activations, int rows,
@@ -103,13 +104,14 @@ void run_forked_layer(const LaunchContext& launch, const LayerFork& fork, const 
   normalise(launch, config, activations, rows, addend,
             norm_into(layer.attention_norm, activations.attention_in),
             norm_into(layer.mlp_norm, activations.mlp_in));
+  if (fork.qkv_ahead) run_qkv(fork.attention, layer, activations, rows);
   fork.side->fork(launch.stream);
   run_up(fork.mlp, config, layer, activations, rows);
   launch.run("down", linear_bytes(layer.down, rows), [&] {
     apply_linear(fork.mlp, layer.down, activations.mlp, rows, activations.mlp_out,
                  waterweight::bias_epilogue<T>{layer.down.bias});
   });
-  run_qkv(fork.attention, layer, activations, rows);
+  if (!fork.qkv_ahead) run_qkv(fork.attention, layer, activations, rows);
   attention();
   run_dense(fork.attention, layer, activations, rows);
   fork.side->join(launch.stream);

@@ -15,33 +15,35 @@ struct StepFork {
   /// Attention by the kernel that streams heads through as many blocks. 0: it is not told of the
   /// MLP, and its clusters go wherever there is room.
   int attention_blocks = 0;
+  /// QKV ends before the MLP begins; dense, when attention has ended, takes what SMs there are.
+  bool qkv_ahead = false;
 };
 
 /// Where it pays, by what steps of Pythia-2.8B took on H200 (us, divided and not): with FP16
 /// weights one sequence 1619 and 2036; with INT8 weights 2 sequences 1431 and 1534, 8 1840 and
-/// 2090, 16 2103 and 2369, 32 2990 and 3104, 64 4403 and 4436.
-inline StepFork step_fork(const Config& config, WeightType weights, int batch,
+/// 2090, 16 2103 and 2369, 32 2990 and 3104, 64 4403 and 4436. scored_slots: of a sequence's cache,
+/// 0 where they have no scores.
+inline StepFork step_fork(const Config& config, WeightType weights, int batch, int scored_slots,
                           const waterweight::device_info& device) {
-  constexpr int kFew = 8, kSome = 16, kMany = 64;
+  constexpr int kFew = 8, kClusters = 9, kSome = 24, kMany = 40, kStreamedSlots = 512;
   const int sms = device.sm_count;
   if (!config.parallel_residual || device.compute_capability != 90) return {};
   if (weights == WeightType::fp16 && batch > kFew) return {};
   StepFork fork;
   if (batch <= kFew) {
     fork.mlp_sms = sms * 546 / 1000;
-  } else if (batch <= kSome) {
-    // With more sequences attention has the more to read. 16 of them have 512 heads in Pythia-2.8B,
-    // six for each of 86 blocks with few left over: a step takes 1884 us, with 74 blocks 1977, with
-    // 92 2050, with clusters beside 66 SMs of MLP 1954.
-    fork.mlp_sms = sms * 350 / 1000;
-    fork.attention_blocks = sms - fork.mlp_sms;
-  } else {
-    // Blocks of attention that find no SM start when the MLP has ended: 32 sequences 2587 us, 64
-    // 4104, with clusters 2732 and 4213.
+  } else if (batch <= kClusters || scored_slots == 0 || scored_slots > kStreamedSlots) {
     fork.mlp_sms = sms / 2;
-    if (batch <= kMany) fork.attention_blocks = sms;
+  } else {
+    // The more sequences, the longer attention takes beside an MLP of much the same time: at first
+    // QKV can be beside that too, in the end a third of the card is enough for it. Steps, with
+    // clusters beside 66 SMs of MLP and so (us): 12 sequences 1821 and 1767, 16 1983 and 1824, 24
+    // 2366 and 2204, 32 2724 and 2516, 64 4209 and 3924, 96 6137 and 5578; but 9 1672 and 1705.
+    fork.mlp_sms = sms * (batch <= kMany ? 350 : 304) / 1000;
+    fork.attention_blocks = sms - fork.mlp_sms;
+    fork.qkv_ahead = batch > kSome;
   }
-  fork.projection_sms = sms - fork.mlp_sms;
+  fork.projection_sms = fork.qkv_ahead ? sms : sms - fork.mlp_sms;
   return fork;
 }
 

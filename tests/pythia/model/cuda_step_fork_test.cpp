@@ -8,14 +8,21 @@ namespace {
 using pythia::StepFork;
 using pythia::WeightType;
 
+constexpr int kSms = 132;
+constexpr int kScoredSlots = 505;
+
 StepFork fork_of(int batch, WeightType weights = WeightType::int8, bool parallel = true,
-                 int capability = 90) {
+                 int capability = 90, int scored_slots = kScoredSlots) {
   pythia::Config config;
   config.parallel_residual = parallel;
   waterweight::device_info device;
   device.compute_capability = capability;
-  device.sm_count = 132;
-  return pythia::step_fork(config, weights, batch, device);
+  device.sm_count = kSms;
+  return pythia::step_fork(config, weights, batch, scored_slots, device);
+}
+
+StepFork fork_of_slots(int batch, int scored_slots) {
+  return fork_of(batch, WeightType::int8, true, 90, scored_slots);
 }
 
 TEST(StepForkTest, SharesTheWholeCardAtEveryBatch) {
@@ -23,27 +30,41 @@ TEST(StepForkTest, SharesTheWholeCardAtEveryBatch) {
     const StepFork fork = fork_of(batch);
     EXPECT_GT(fork.mlp_sms, 0) << batch;
     EXPECT_GT(fork.projection_sms, 0) << batch;
-    EXPECT_EQ(132, fork.mlp_sms + fork.projection_sms) << batch;
+    if (fork.attention_blocks > 0) {
+      EXPECT_EQ(kSms, fork.mlp_sms + fork.attention_blocks) << batch;
+    }
+    if (!fork.qkv_ahead) {
+      EXPECT_EQ(kSms, fork.mlp_sms + fork.projection_sms) << batch;
+    }
   }
 }
 
 // 512 heads in six rounds: fewer blocks would need a seventh.
 TEST(StepForkTest, SixteenSequencesStreamThroughTheirShare) {
-  for (int batch : {9, 16}) {
+  for (int batch : {10, 16, 24}) {
     EXPECT_EQ(86, fork_of(batch).attention_blocks) << batch;
     EXPECT_EQ(86, fork_of(batch).projection_sms) << batch;
   }
 }
 
-TEST(StepForkTest, MoreSequencesStreamThroughEverySmThatIsFree) {
-  for (int batch : {17, 32, 64}) {
-    EXPECT_EQ(132, fork_of(batch).attention_blocks) << batch;
-    EXPECT_EQ(66, fork_of(batch).mlp_sms) << batch;
+TEST(StepForkTest, QkvOfManySequencesGoesAheadOnAllSms) {
+  for (int batch : {25, 40, 41, 64, 128}) {
+    EXPECT_TRUE(fork_of(batch).qkv_ahead) << batch;
+    EXPECT_EQ(kSms, fork_of(batch).projection_sms) << batch;
+    EXPECT_EQ(batch <= 40 ? 86 : 92, fork_of(batch).attention_blocks) << batch;
   }
 }
 
-TEST(StepForkTest, ClustersAttendForFewSequencesAndForVeryMany) {
-  for (int batch : {1, 8, 65, 128}) EXPECT_EQ(0, fork_of(batch).attention_blocks) << batch;
+TEST(StepForkTest, ClustersAttendForFewSequencesAndWhereTheStreamingKernelHasNoCode) {
+  for (int batch : {1, 8, 9}) EXPECT_EQ(0, fork_of(batch).attention_blocks) << batch;
+  for (int batch : {10, 32, 64}) {
+    EXPECT_GT(fork_of_slots(batch, 512).attention_blocks, 0) << batch;
+    for (int scored_slots : {0, 513}) {
+      const StepFork fork = fork_of_slots(batch, scored_slots);
+      EXPECT_EQ(0, fork.attention_blocks) << batch;
+      EXPECT_FALSE(fork.qkv_ahead) << batch;
+    }
+  }
 }
 
 TEST(StepForkTest, LeavesTheStepWholeWhereDividingDoesNotPay) {
