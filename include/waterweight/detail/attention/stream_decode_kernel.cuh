@@ -95,11 +95,11 @@ struct stream_decoder {
   }
 
   __device__ __forceinline__ void init() const {
+    // Each thread arrives itself: no order among lanes to rely on.
     for (int i = 0; i < shape::kPlaces; ++i) {
       mbarrier_init(at->filled + i, 1);
-      mbarrier_init(at->read + i, shape::kPlaceChunks);
+      mbarrier_init(at->read + i, 32 * shape::kPlaceChunks);
     }
-    // Each thread arrives itself: no order among lanes to rely on.
     for (int i = 0; i < kHeads; ++i) {
       mbarrier_init(at->prepared + i, 32 * shape::kPrepareWarps);
       mbarrier_init(at->attended + i, shape::kFirstBook);
@@ -209,19 +209,24 @@ struct stream_decoder {
           const int index = of % shape::kPlaces;
           mbarrier_wait(at->filled + index, static_cast<std::uint32_t>(of / shape::kPlaces) & 1u);
           std::byte* const rows = place(index) + beyond(head);
+          // Stores what it makes of the rows, and so not until they are loaded, for which an
+          // arrival would not wait: see after_loading.
           f(chunk_rows{rows + c % shape::kPlaceChunks * chunk::kChunkBytes, chunk::kPitch,
                        fresh - first, fresh_row});
-          __syncwarp();
-          if (lane == 0) mbarrier_arrive(at->read + index);
+          mbarrier_arrive(at->read + index);
         };
-        if (!empty) {
-          with(number, cache.k + elements, fresh_key(buffer), [&](const chunk_rows& keys) {
-            softmax.template compute<HeadDim>(query(buffer), 1, keys, live - first);
-          });
-        }
-        if (lane < kStreamWriters) {
+        const auto store_softmax = [&] {
+          if (lane >= kStreamWriters) return;
           if (lane == 0) stats(buffer)[c] = {softmax.maximum, softmax.sum};
           softmax.store(p(buffer) + first);
+        };
+        if (empty) {
+          store_softmax();
+        } else {
+          with(number, cache.k + elements, fresh_key(buffer), [&](const chunk_rows& keys) {
+            softmax.template compute<HeadDim>(query(buffer), 1, keys, live - first);
+            store_softmax();
+          });
         }
         if (!empty) {
           with(number + 1, cache.v + elements, fresh_key(buffer) + HeadDim,
