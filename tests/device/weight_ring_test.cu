@@ -16,8 +16,8 @@ constexpr int kConsumers = 3;  // warps
 constexpr int kMaxSlots = 8;
 
 /// Consumer warp w takes tiles w, w + kConsumers, ... and copies them to `out`. The warps behind
-/// them push in turn. Tiles are pushed whole, row by row and in two uneven pieces. The first
-/// `readers` lanes of a warp say that it has read a tile.
+/// them push in turn, one thread of each: tiles whole, or row by row, which lie in reverse order.
+/// The first `readers` lanes of a warp say that it has read a tile.
 __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_bytes, int slots,
                                   int most_in_flight, int readers, std::int8_t* out) {
   extern __shared__ __align__(128) std::byte memory[];
@@ -27,20 +27,14 @@ __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_byte
   if (threadIdx.x == 0) ring.init(readers);
   __syncthreads();
   if (warp >= kConsumers) {
+    if (lane != 0) return;
     const int producers = static_cast<int>(blockDim.x) / 32 - kConsumers;
     waterweight::ring_producer producer(ring, most_in_flight, warp - kConsumers, producers);
     for (int i = warp - kConsumers; i < tiles; i += producers) {
-      if (i % 3 == 0) {
+      if (i % 2 == 0) {
         producer.push(in + i * bytes, bytes);
-      } else if (i % 3 == 1) {
-        producer.push_rows(in + i * bytes, row_bytes, row_bytes);
       } else {
-        const int offset = lane == 3 ? bytes - 16 : 0;
-        producer.push_pieces(offset, in + i * bytes + offset,
-                             lane == 0   ? bytes - 16
-                             : lane == 3 ? 16
-                                         : 0,
-                             bytes);
+        producer.push<4>(in + (i + 1) * bytes - row_bytes, row_bytes, -row_bytes);
       }
     }
     return;
@@ -50,7 +44,10 @@ __global__ void copy_through_ring(const std::int8_t* in, int tiles, int row_byte
   for (int i = warp; i < tiles; i += kConsumers, cursor.advance(kConsumers, slots)) {
     waterweight::detail::mbarrier_wait(ring.full + cursor.slot, cursor.parity);
     const auto* tile = reinterpret_cast<const std::int8_t*>(ring.slot(cursor.slot));
-    for (int b = lane; b < bytes; b += 32) out[i * bytes + b] = tile[b];
+    for (int b = lane; b < bytes; b += 32) {
+      const int row = i % 2 == 0 ? b / row_bytes : 3 - b / row_bytes;
+      out[i * bytes + row * row_bytes + b % row_bytes] = tile[b];
+    }
     __syncwarp();
     if (lane < readers) waterweight::detail::mbarrier_arrive(ring.empty + cursor.slot);
   }

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
   __shared__ typename Stager::Scratch stager_scratch;
 
   constexpr int kHidden = E * kTokenStagingThreads;
-  constexpr int kSlotBytes = Tile::bytes(kHidden) + kTokenChannelBytes;
+  constexpr int kSlotBytes = Tile::bytes(kHidden);
   const waterweight::weight_ring ring{memory, ring_barriers, ring_barriers + kMaxRingSlots,
                                       p.ring_slots, kSlotBytes};
   // Each role computes its places anew: kept for all of them they would cost registers.
@@ -163,7 +163,9 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
                                                          planes_at(layout.second_planes), groups)
                  .run(epoch, vocab_limit);
     } else {
-      TokenProducer<T, Element, kHidden>(p, layers_in(places()), ring).run(shares);
+      if (thread % 32 == 0) {
+        TokenProducer<T, Element, kHidden>(p, layers_in(places()), ring).run(shares);
+      }
     }
     __syncwarp();
     change_registers<kTokenStreamRegisters, kTokenLaunchRegisters>();

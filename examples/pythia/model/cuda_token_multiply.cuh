@@ -6,6 +6,7 @@
 // rows. Sums of INT8 weights are integers and added up in any order, others in that of K.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 #include <waterweight/detail/arch/mbarrier.cuh>
 #include <waterweight/device/epilogue.cuh>
@@ -34,13 +35,8 @@ struct TokenGroup {
   int arrived;  ///< of the attention output and the parts of the down projection
 };
 
-/// What a slot of the ring holds: a tile of `hidden` elements of K and behind it the scales and the
-/// biases of its rows, 16 bytes of each, and for the attention output also those of the down
-/// projection, because its warp may be the one to finish the residual.
-constexpr int kTokenChannelPiece = 16;
-constexpr int kTokenChannelBytes = 4 * kTokenChannelPiece;
-
-/// Streams the block's tiles of the whole token: one of the warps that take turns at them.
+/// Streams the block's tiles of the whole token: weights only, because a tile's place in time is
+/// counted in copies to be started. One thread of each producer warp.
 template <class T, class Element, int Hidden>
 class TokenProducer {
  public:
@@ -49,8 +45,7 @@ class TokenProducer {
       : layer_count_(p.layer_count),
         layers_(layers),
         index_((static_cast<int>(threadIdx.x) - kTokenProducer) / 32),
-        producer_(ring, p.most_in_flight, index_, kTokenProducers),
-        lane_(static_cast<int>(threadIdx.x) % 32) {}
+        producer_(ring, p.most_in_flight, index_, kTokenProducers) {}
 
   __device__ void run(const TokenShares& shares) {
     for (int layer = 0; layer < layer_count_; ++layer) {
@@ -58,76 +53,36 @@ class TokenProducer {
       rows(linear[kQkvTile], shares.qkv);
       rows(linear[kUpTile], shares.up);
       parts(linear[kDownTile], shares.groups);
-      Pieces dense = pieces<1>(linear[kDenseTile], kRowBytes);
-      channels<3, 2>(linear[kDownTile], &dense);
-      push_all(dense, shares.groups);
+      rows(linear[kDenseTile], shares.groups);
     }
     rows(layers_[layer_count_].linear[kQkvTile], shares.head);
   }
 
  private:
-  /// What this lane brings of every tile of a product, and what all lanes do.
-  struct Pieces {
-    const std::byte* base = nullptr;
-    int row_bytes = 0, offset = 0, bytes = 0, all = kTileBytes;
-
-    __device__ __forceinline__ const std::byte* at(int row) const {
-      return base + (std::int64_t{row} * row_bytes & ~std::int64_t{kTokenChannelPiece - 1});
-    }
-  };
   static constexpr int kRows = TokenTile<Element>::kRows;
   static constexpr int kRowBytes = Hidden * static_cast<int>(sizeof(Element));
   static constexpr int kTileBytes = TokenTile<Element>::bytes(Hidden);
 
-  /// The first Lanes lanes bring the weights, the next two scales and biases. k: bytes of a row.
-  template <int Lanes>
-  __device__ __forceinline__ Pieces pieces(const TokenLinear<T>& linear, int k) const {
-    Pieces mine;
-    if (lane_ < Lanes) {
-      mine.base = linear.weight + std::int64_t{lane_} * k;
-      mine.row_bytes = k;
-      mine.bytes = kTileBytes / Lanes;
-      mine.offset = lane_ * mine.bytes;
-    }
-    channels<Lanes, 0>(linear, &mine);
-    return mine;
+  /// Among all blocks' tiles, of all of K.
+  __device__ __forceinline__ static std::int64_t tile_of(TokenShare share, int index) {
+    return share.first + index * static_cast<int>(gridDim.x);
   }
 
-  /// Two lanes bring scales and biases to `Piece` and the next one behind the tile.
-  template <int FirstLane, int Piece>
-  __device__ __forceinline__ void channels(const TokenLinear<T>& linear, Pieces* mine) const {
-    constexpr bool kScaled = TokenTile<Element>::kQuantized;
-    mine->all += ((kScaled ? 1 : 0) + (linear.bias == nullptr ? 0 : 1)) * kTokenChannelPiece;
-    const bool scale = kScaled && lane_ == FirstLane, bias = lane_ == FirstLane + 1;
-    if (!scale && (!bias || linear.bias == nullptr)) return;
-    mine->base = scale ? reinterpret_cast<const std::byte*>(linear.scale)
-                       : reinterpret_cast<const std::byte*>(linear.bias);
-    mine->row_bytes = scale ? sizeof(float) : sizeof(T);
-    mine->bytes = kTokenChannelPiece;
-    mine->offset = kTileBytes + (Piece + (scale ? 0 : 1)) * kTokenChannelPiece;
-  }
-
-  __device__ __forceinline__ void push_all(const Pieces& mine, TokenShare share) {
-    const int blocks = static_cast<int>(gridDim.x);
-    for (; index_ < share.count; index_ += kTokenProducers) {
-      const int tile = share.first + index_ * blocks;
-      producer_.push_pieces(mine.offset, mine.at(kRows * tile), mine.bytes, mine.all);
+  __device__ __forceinline__ void rows(const TokenLinear<T>& linear, TokenShare share) {
+    const std::byte* tile = linear.weight + tile_of(share, index_) * kTileBytes;
+    const int step = kTokenProducers * static_cast<int>(gridDim.x) * kTileBytes;
+    for (; index_ < share.count; index_ += kTokenProducers, tile += step) {
+      producer_.push(tile, kTileBytes);
     }
     index_ -= share.count;
   }
 
-  __device__ __forceinline__ void rows(const TokenLinear<T>& linear, TokenShare share) {
-    push_all(pieces<1>(linear, kRowBytes), share);
-  }
-
   __device__ __forceinline__ void parts(const TokenLinear<T>& linear, TokenShare share) {
-    const Pieces mine = pieces<kRows>(linear, kTokenParts * kRowBytes);
-    const int next_part = lane_ < kRows ? kRowBytes : 0;
-    const int blocks = static_cast<int>(gridDim.x);
     for (; index_ < share.count * kTokenParts; index_ += kTokenProducers) {
-      const int tile = share.first + index_ / kTokenParts * blocks;
-      producer_.push_pieces(mine.offset, mine.at(kRows * tile) + index_ % kTokenParts * next_part,
-                            mine.bytes, mine.all);
+      const std::int64_t tile = tile_of(share, index_ / kTokenParts);
+      producer_.template push<kRows>(
+          linear.weight + tile * (kTokenParts * kTileBytes) + index_ % kTokenParts * kRowBytes,
+          kRowBytes, kTokenParts * kRowBytes);
     }
     index_ -= share.count * kTokenParts;
   }
@@ -136,7 +91,6 @@ class TokenProducer {
   const TokenLayer<T>* layers_;
   int index_;  ///< of the next tile of this warp, among those of a product
   waterweight::ring_producer producer_;
-  int lane_;
 };
 
 /// Clock: see cuda_token_clock.cuh.
@@ -188,12 +142,17 @@ class TokenMultiplier {
     }
   }
 
-  /// Scale and bias of an output row.
+  /// Scale and bias of an output row, under way from memory until they are used.
   struct Channel {
-    float scale, bias;
+    float scale = 1.0f;
+    std::uint16_t bias_bits = 0;  // +0 in every type of 16 bits
 
     /// One rounding for both, as the epilogues of the device-wide GEMM have it.
-    __device__ __forceinline__ float biased(float acc) const { return fmaf(acc, scale, bias); }
+    __device__ __forceinline__ float biased(float acc) const {
+      T bias;
+      memcpy(&bias, &bias_bits, sizeof(T));
+      return fmaf(acc, scale, waterweight::detail::to_float(bias));
+    }
   };
 
   static constexpr bool kQuantized = TokenTile<Element>::kQuantized;
@@ -201,15 +160,13 @@ class TokenMultiplier {
   using Weights = std::conditional_t<kQuantized, waterweight::warp_tile<Hidden>,
                                      waterweight::warp_half_tile<T, Hidden>>;
 
-  /// Of row `row`, lane % kRows of its tile, as it lies in a slot.
-  __device__ __forceinline__ Channel channel(const std::byte* pieces, int row,
-                                             const TokenLinear<T>& linear) const {
-    Channel c;
-    c.scale = kQuantized ? reinterpret_cast<const float*>(pieces)[lane_ % kRows] : 1.0f;
-    constexpr int kOfPiece = kTokenChannelPiece / sizeof(T);
-    const T bias = reinterpret_cast<const T*>(pieces + kTokenChannelPiece)[row % kOfPiece];
-    c.bias = linear.bias == nullptr ? 0.0f : waterweight::detail::to_float(bias);
-    return c;
+  /// Asks for those of a row: in program order, so that they come while the tile is waited for.
+  __device__ __forceinline__ static void ask(const TokenLinear<T>& linear, int row, Channel* c) {
+    static_assert(sizeof(T) == sizeof(c->bias_bits));
+    if (kQuantized)
+      asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(c->scale) : "l"(linear.scale + row));
+    if (linear.bias != nullptr)
+      asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(c->bias_bits) : "l"(linear.bias + row));
   }
 
   __device__ __forceinline__ void multiply(const TileWalk& tile, std::uint32_t epoch,
@@ -228,13 +185,12 @@ class TokenMultiplier {
     if (down) planes += part * Hidden * (kQuantized ? 1 : static_cast<int>(sizeof(T)));
     const TokenLinear<T>* const linear = layers_[tile.layer].linear;
 
+    Channel c, of_down;
+    if (!down) ask(linear[tile.kind == kHeadTile ? kQkvTile : tile.kind], row, &c);
+    // Whoever arrives last at the residual rows finishes them.
+    if (down || tile.kind == kDenseTile) ask(linear[kDownTile], row, &of_down);
     waterweight::detail::mbarrier_wait(ring_.full + ring_cursor_.slot, ring_cursor_.parity);
     const std::byte* const slot = ring_.slot(ring_cursor_.slot);
-    const std::byte* const pieces = slot + TokenTile<Element>::bytes(Hidden);
-    const Channel c = channel(pieces, row, linear[tile.kind == kHeadTile ? kQkvTile : tile.kind]);
-    // The same for every other kind, and then not used.
-    const Channel of_down = channel(
-        tile.kind == kDenseTile ? pieces + 2 * kTokenChannelPiece : pieces, row, linear[kDownTile]);
     // All of it into registers: the ring goes on filling while this warp waits for its vector.
     const Weights weights(reinterpret_cast<const Element*>(slot));
     const std::uint32_t loaded = __reduce_xor_sync(0xffffffffu, weights.loaded());

@@ -167,8 +167,7 @@ class TokenStep {
     if (!waterweight::detail::compiled_for(90, kernel)) return false;
     cudaFuncAttributes attributes;
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
-    const std::size_t tile =
-        static_cast<std::size_t>(TokenTile<Element>::bytes(p_.hidden) + kTokenChannelBytes);
+    const std::size_t tile = static_cast<std::size_t>(TokenTile<Element>::bytes(p_.hidden));
     const auto layout = [&](std::size_t slots) {
       return TokenShared(slots * tile, TokenTile<Element>::kStagedBytes, p_.hidden, p_.inner,
                          sizeof(TokenLayer<T>) * static_cast<std::size_t>(p_.layer_count + 1),

@@ -50,9 +50,10 @@ struct ring_cursor {
   }
 };
 
-/// The side that fills: one warp, or one of `producers` that take turns, the one that pushes tiles
-/// index, index + producers, ... They wait for each other's tiles to land. For most_in_flight see
-/// weight_ring.
+/// The side that fills: a thread, or one of `producers` of different warps that take turns, the one
+/// that pushes tiles index, index + producers, ... They wait for each other's tiles to land. A
+/// thread of its own, because the copies of several of a warp are started one after the other, which
+/// takes longer than computing their addresses. For most_in_flight see weight_ring.
 class ring_producer {
  public:
   __device__ __forceinline__ ring_producer(const weight_ring& ring, int most_in_flight,
@@ -64,29 +65,17 @@ class ring_producer {
     next_.advance(index, ring.slots);
   }
 
-  /// The next tile: four rows of `row_bytes` (a multiple of 16), `ld` bytes apart. Collective.
-  __device__ __forceinline__ void push_rows(const std::int8_t* rows, int row_bytes,
-                                            std::int64_t ld) {
-    const int lane = threadIdx.x % 32;
-    push_pieces(lane * row_bytes, rows + lane * ld, lane < 4 ? row_bytes : 0, 4 * row_bytes);
-  }
-
-  /// The next tile: `bytes` consecutive ones. Collective.
-  __device__ __forceinline__ void push(const std::int8_t* tile, int bytes) {
-    push_pieces(0, tile, threadIdx.x % 32 == 0 ? bytes : 0, bytes);
-  }
-
-  /// The next tile, in one piece per lane: `bytes` (a multiple of 16, 0 for none) from `piece` to
-  /// `offset` in the slot. all: what the lanes bring together. Collective.
-  __device__ __forceinline__ void push_pieces(int offset, const void* piece, int bytes, int all) {
+  /// The next tile: Pieces times `bytes` (a multiple of 16), `stride` bytes apart in memory.
+  template <int Pieces = 1>
+  __device__ __forceinline__ void push(const void* first, int bytes, std::int64_t stride = 0) {
     acquire();
     std::uint64_t* const full = ring_.full + next_.slot;
-    if (threadIdx.x % 32 == 0)
-      detail::mbarrier_arrive_expect(full, static_cast<std::uint32_t>(all));
-    __syncwarp();
-    if (bytes > 0) {
-      detail::bulk_copy(ring_.slot(next_.slot) + offset, piece, static_cast<std::uint32_t>(bytes),
-                        full, policy_);
+    std::byte* const slot = ring_.slot(next_.slot);
+    detail::mbarrier_arrive_expect(full, static_cast<std::uint32_t>(Pieces * bytes));
+#pragma unroll
+    for (int i = 0; i < Pieces; ++i) {
+      detail::bulk_copy(slot + i * bytes, static_cast<const std::byte*>(first) + i * stride,
+                        static_cast<std::uint32_t>(bytes), full, policy_);
     }
     next_.advance(producers_, ring_.slots);
   }
