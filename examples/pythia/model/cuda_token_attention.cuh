@@ -45,6 +45,7 @@ class TokenAttention {
         attend_memory_(attend_memory),
         merge_memory_(merge_memory),
         live_(min(p.length[0] + 1, p.capacity)),
+        splits_(waterweight::detail::live_splits(live_, p.splits, p.most_slots)),
         step_(p.step[0]),
         clock_(p.times) {}
 
@@ -52,7 +53,7 @@ class TokenAttention {
     for (int layer = 0; layer < p_.layer_count; ++layer, ++epoch) {
       // While this block waits for the input of down its ring fills up, and memory has time.
       while (staged_->mlp_layers < layer) __nanosleep(50);
-      const int first = static_cast<int>(blockIdx.x), units = p_.heads * p_.splits;
+      const int first = static_cast<int>(blockIdx.x), units = p_.heads * splits_;
       if (first >= units) continue;
       int fresh = fresh_slot(layer, first);
       unit_of(layer, first, fresh).begin();
@@ -64,11 +65,11 @@ class TokenAttention {
       }
       const unsigned last = complete(layer, first, units);
       for (int unit = first, i = 0; unit < units; unit += gridDim.x, ++i) {
-        if ((last >> i & 1) != 0) merge(layer, unit / p_.splits, epoch);
+        if ((last >> i & 1) != 0) merge(layer, unit / splits_, epoch);
       }
       clock_.attended();
     }
-    if (static_cast<int>(blockIdx.x) < p_.heads * p_.splits) clock_.finish_attending();
+    if (static_cast<int>(blockIdx.x) < p_.heads * splits_) clock_.finish_attending();
   }
 
  private:
@@ -81,17 +82,17 @@ class TokenAttention {
 
   /// Where the new token of a unit's head goes.
   __device__ __forceinline__ int fresh_slot(int layer, int unit) const {
-    return min(max(layers_[layer].free_slot[unit / p_.splits], 0), live_ - 1);
+    return min(max(layers_[layer].free_slot[unit / splits_], 0), live_ - 1);
   }
 
   /// A split of a head; an empty one if there is no such unit.
   __device__ __forceinline__ attend unit_of(int layer, int unit, int fresh) const {
-    const bool exists = unit < p_.heads * p_.splits;
+    const bool exists = unit < p_.heads * splits_;
     const TokenLayer<T>& of = layers_[layer];
-    const std::int64_t slots = exists ? std::int64_t{unit / p_.splits} * p_.capacity : 0;
+    const std::int64_t slots = exists ? std::int64_t{unit / splits_} * p_.capacity : 0;
     const waterweight::h2o_head<T> slots_of_head{
         of.k + slots * HeadDim, of.v + slots * HeadDim, of.position + slots, fresh, step_, live_};
-    const waterweight::detail::split_range range(unit % p_.splits, p_.splits, live_);
+    const waterweight::detail::split_range range(unit % splits_, splits_, live_);
     return attend(slots_of_head, range.begin, exists ? range.end : range.begin, p_.most_slots,
                   attend_memory_);
   }
@@ -104,16 +105,16 @@ class TokenAttention {
   /// One unit, and the begin of the next one.
   __device__ __forceinline__ void attend_over(int layer, int unit, int fresh, int next,
                                               int next_fresh, std::uint32_t epoch) {
-    const int head = unit / p_.splits, split = unit % p_.splits, row = row_of(layer, head);
+    const int head = unit / splits_, split = unit % splits_, row = row_of(layer, head);
     receive(p_.exchange.qkv + (layer & 1) * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
     clock_.restart();
     const waterweight::h2o_split_output output{
         p_.exchange.logit + std::int64_t{row} * p_.capacity,
         p_.capacity,
-        p_.exchange.stat + row * p_.splits + split,
-        p_.splits,
-        p_.exchange.partial + (row * p_.splits + split) * HeadDim,
-        p_.splits * HeadDim};
+        p_.exchange.stat + row * splits_ + split,
+        splits_,
+        p_.exchange.partial + (row * splits_ + split) * HeadDim,
+        splits_ * HeadDim};
     unit_of(layer, unit, fresh)
         .attend_before(
             scratch_->qkv, scratch_->qkv + HeadDim, scratch_->qkv + 2 * HeadDim, p_.rotary,
@@ -145,8 +146,8 @@ class TokenAttention {
     sync();  // also: all of the block's results are written
     const int mine = first + static_cast<int>(threadIdx.x * gridDim.x);
     if (mine < units) {
-      unsigned* const arrived = p_.exchange.arrived + layer * p_.heads + mine / p_.splits;
-      if (add_one(arrived) == static_cast<unsigned>(p_.splits) - 1) {
+      unsigned* const arrived = p_.exchange.arrived + layer * p_.heads + mine / splits_;
+      if (add_one(arrived) == static_cast<unsigned>(splits_) - 1) {
         *arrived = 0;
         atomicOr(&scratch_->last, 1u << threadIdx.x);
       }
@@ -169,16 +170,16 @@ class TokenAttention {
   __device__ void merge(int layer, int head, std::uint32_t epoch) {
     const TokenLayer<T>& of = layers_[layer];
     const int row = row_of(layer, head);
-    const int fresh = fresh_slot(layer, head * p_.splits);
+    const int fresh = fresh_slot(layer, head * splits_);
     auto* const softmax = reinterpret_cast<waterweight::h2o_softmax*>(merge_memory_);
-    const float* const partial = p_.exchange.partial + row * p_.splits * HeadDim;
+    const float* const partial = p_.exchange.partial + row * splits_ * HeadDim;
     constexpr int kRounds = (HeadDim + kThreads - 1) / kThreads;
     waterweight::h2o_merge::parts_ahead<kPartsAhead> parts[kRounds];
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-      parts[round].load(partial, p_.splits, HeadDim, round * kThreads + threadIdx.x);
+      parts[round].load(partial, splits_, HeadDim, round * kThreads + threadIdx.x);
     }
-    const waterweight::h2o_merge merged(p_.exchange.stat + row * p_.splits, p_.splits);
+    const waterweight::h2o_merge merged(p_.exchange.stat + row * splits_, splits_);
     waterweight::flagged_word* const out =
         p_.exchange.attention + (layer & 1) * (p_.hidden / 2) + head * (HeadDim / 2);
 #pragma unroll
@@ -219,7 +220,7 @@ class TokenAttention {
   const StagedPlanes* staged_;
   Scratch* scratch_;
   std::byte *attend_memory_, *merge_memory_;
-  int live_, step_;
+  int live_, splits_, step_;
   Clock clock_;
 };
 

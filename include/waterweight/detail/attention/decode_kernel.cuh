@@ -13,14 +13,22 @@ inline constexpr int kDecodeThreads = 128;
 /// More splits than this and the merge costs more than the split saves; at most 32, one per lane.
 inline constexpr int kMaxDecodeSplits = 16;
 
-/// Splits of each head: what a block holds in shared memory at once, up to the limit. A function of
-/// the cache alone, never of the batch: a sequence gives the same bits alone and in company.
+/// The most splits of each head: what a block holds in shared memory at once, up to the limit. A
+/// function of the cache alone, never of the batch: a sequence gives the same bits alone and in
+/// company.
 WATERWEIGHT_HOST_DEVICE constexpr int decode_splits(int capacity, int slots_per_round) {
   const int wanted = (capacity + slots_per_round - 1) / slots_per_round;
   return wanted < kMaxDecodeSplits ? wanted : kMaxDecodeSplits;
 }
 
-/// Slots [begin, end) of split `split` when `live` slots are in use.
+/// The splits that `live` slots are divided into, of at most `splits` and most_slots each. Splits
+/// cost time by their number, not by their slots, up to what a block holds at once.
+__device__ __forceinline__ int live_splits(int live, int splits, int most_slots) {
+  const int each = min(most_slots, kDecodeThreads);
+  return min((live + each - 1) / each, splits);
+}
+
+/// Slots [begin, end) of split `split` of `splits` when `live` slots are in use.
 struct split_range {
   int begin;
   int end;
@@ -115,7 +123,7 @@ template <class T, int HeadDim>
 __global__ void __launch_bounds__(kDecodeThreads)
     decode_kernel(heads_view<const T> q, heads_view<const T> k_new, heads_view<const T> v_new,
                   rotary_view rotary, kv_cache_view<T> cache, h2o_state_view state,
-                  h2o_policy policy, heads_view<T> out, decode_workspace ws, int splits,
+                  h2o_policy policy, heads_view<T> out, decode_workspace ws, int most_splits,
                   int most_slots, float scale) {
   extern __shared__ __align__(16) std::byte shared[];
   const int kv_head = blockIdx.y, sequence = blockIdx.z;
@@ -124,6 +132,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const std::int64_t slots = row * cache.capacity;
   const std::int64_t query_head = std::int64_t{sequence} * q.heads + kv_head * group_size;
   const int live = min(state.length[sequence] + 1, cache.capacity);
+  const int splits = live_splits(live, most_splits, most_slots);
   const int fresh = min(max(state.free_slot[row], 0), live - 1);
   const int step = state.step[sequence];
 
@@ -133,8 +142,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
                          fresh,
                          step,
                          live};
-  float2* const stat = ws.stat + query_head * splits;
-  float* const partial = ws.partial + query_head * splits * HeadDim;
+  float2* const stat = ws.stat + query_head * most_splits;
+  float* const partial = ws.partial + query_head * most_splits * HeadDim;
   float* const logit = ws.logit + query_head * cache.capacity;
   attend_splits<T, HeadDim>(
       head, rotary, q.data + sequence * q.batch_stride + kv_head * group_size * q.head_stride,
