@@ -1,8 +1,9 @@
 // The attention warps of the token kernel: H2O decode attention of every layer in units of a split
 // of a head, as h2o_decode_attention divides it. A block attends over all of its units first, the
-// keys and values of one arriving while it works on the one before. The block whose split of a head
-// is the last to be done merges them, passes the head's output on, and then keeps the head's
-// scores: off the critical path.
+// keys and values of one arriving while it works on the one before. Splits are passed on as words
+// that carry their epoch: one of a head's blocks, always the same, merges them and passes the
+// head's output on. The block whose split of a head is the last to be done keeps the head's scores:
+// off the critical path.
 #pragma once
 
 #include <waterweight/detail/attention/decode_kernel.cuh>
@@ -63,9 +64,15 @@ class TokenAttention {
         attend_over(layer, unit, fresh, next, next_fresh, epoch);
         fresh = next_fresh;
       }
-      const unsigned last = complete(layer, first, units);
-      for (int unit = first, i = 0; unit < units; unit += gridDim.x, ++i) {
-        if ((last >> i & 1) != 0) merge(layer, unit / splits_, epoch);
+      for (int unit = first; unit < units; unit += gridDim.x) {
+        const int head = unit / splits_;
+        if (unit % splits_ == head % splits_) merge(layer, head, epoch);
+      }
+      if (layers_[layer].score != nullptr) {
+        const unsigned last = complete(layer, first, units);
+        for (int unit = first, i = 0; unit < units; unit += gridDim.x, ++i) {
+          if ((last >> i & 1) != 0) account(layer, unit / splits_, epoch);
+        }
       }
       clock_.attended();
     }
@@ -74,7 +81,6 @@ class TokenAttention {
 
  private:
   static constexpr int kThreads = kTokenAttentionThreads;
-  static constexpr int kPartsAhead = 12;  ///< splits of 1536 slots
 
   __device__ __forceinline__ static void sync() {
     waterweight::group_sync<kThreads, kAttentionBarrier>();
@@ -102,19 +108,22 @@ class TokenAttention {
     return (layer & 1) * p_.heads + head;
   }
 
+  __device__ __forceinline__ waterweight::flagged_word* stats_of(int row) const {
+    return p_.exchange.stat + 2 * row * splits_;
+  }
+  __device__ __forceinline__ waterweight::flagged_word* partials_of(int row) const {
+    return p_.exchange.partial + row * splits_ * HeadDim;
+  }
+
   /// One unit, and the begin of the next one.
   __device__ __forceinline__ void attend_over(int layer, int unit, int fresh, int next,
                                               int next_fresh, std::uint32_t epoch) {
     const int head = unit / splits_, split = unit % splits_, row = row_of(layer, head);
     receive(p_.exchange.qkv + (layer & 1) * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
     clock_.restart();
-    const waterweight::h2o_split_output output{
-        p_.exchange.logit + std::int64_t{row} * p_.capacity,
-        p_.capacity,
-        p_.exchange.stat + row * splits_ + split,
-        splits_,
-        p_.exchange.partial + (row * splits_ + split) * HeadDim,
-        splits_ * HeadDim};
+    const waterweight::h2o_flagged_output output{
+        p_.exchange.logit + std::int64_t{row} * p_.capacity, stats_of(row) + 2 * split,
+        partials_of(row) + split * HeadDim, epoch};
     unit_of(layer, unit, fresh)
         .attend_before(
             scratch_->qkv, scratch_->qkv + HeadDim, scratch_->qkv + 2 * HeadDim, p_.rotary,
@@ -167,35 +176,56 @@ class TokenAttention {
     return before;
   }
 
-  __device__ void merge(int layer, int head, std::uint32_t epoch) {
-    const TokenLayer<T>& of = layers_[layer];
-    const int row = row_of(layer, head);
-    const int fresh = fresh_slot(layer, head * splits_);
-    auto* const softmax = reinterpret_cast<waterweight::h2o_softmax*>(merge_memory_);
-    const float* const partial = p_.exchange.partial + row * splits_ * HeadDim;
-    constexpr int kRounds = (HeadDim + kThreads - 1) / kThreads;
-    waterweight::h2o_merge::parts_ahead<kPartsAhead> parts[kRounds];
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      parts[round].load(partial, splits_, HeadDim, round * kThreads + threadIdx.x);
+  /// The splits' sums as they come: every lane gets that of its split.
+  __device__ __forceinline__ waterweight::h2o_merge merge_stats(int row,
+                                                                std::uint32_t epoch) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    float2 mine = waterweight::h2o_merge::nothing();
+    if (lane < splits_) {
+      uint2 words[1];
+      waterweight::wait_flagged_pairs<1, 1>(stats_of(row) + 2 * lane, 1, epoch, words);
+      mine = make_float2(__uint_as_float(words[0].x), __uint_as_float(words[0].y));
     }
-    const waterweight::h2o_merge merged(p_.exchange.stat + row * splits_, splits_);
+    __syncwarp();
+    return waterweight::h2o_merge(mine, splits_);
+  }
+
+  /// The head's output.
+  __device__ __forceinline__ void merge(int layer, int head, std::uint32_t epoch) const {
+    constexpr int kSplits = waterweight::detail::kMaxDecodeSplits;
+    const int row = row_of(layer, head);
     waterweight::flagged_word* const out =
         p_.exchange.attention + (layer & 1) * (p_.hidden / 2) + head * (HeadDim / 2);
+#pragma unroll 1
+    for (int d = static_cast<int>(threadIdx.x); d - static_cast<int>(threadIdx.x) < HeadDim;
+         d += kThreads) {
+      std::uint32_t words[kSplits];
+      waterweight::wait_flagged<kSplits, HeadDim>(partials_of(row) + d, d < HeadDim ? splits_ : 0,
+                                                  epoch, words);
+      float parts[kSplits];
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int d = round * kThreads + static_cast<int>(threadIdx.x);
-      const float element = merged.element(parts[round], partial, HeadDim, d);
+      for (int split = 0; split < kSplits; ++split) parts[split] = __uint_as_float(words[split]);
+      __syncwarp();
+      const float element = merge_stats(row, epoch).element(parts);
       const float above = __shfl_down_sync(0xffffffffu, element, 1);
       if (d < HeadDim && d % 2 == 0) {
         waterweight::store_flagged(out + d / 2, waterweight::detail::pack_pair<T>(element, above),
                                    epoch);
       }
     }
-    if (of.score == nullptr) {
-      if (threadIdx.x == 0) of.free_slot[head] = live_;
-      return;
+    // Nobody looks at it before the next token: all splits of this one have.
+    if (layers_[layer].score == nullptr && threadIdx.x == 0) {
+      layers_[layer].free_slot[head] = live_;
     }
+  }
+
+  /// The head's scores, and who leaves. All of its splits are done.
+  __device__ void account(int layer, int head, std::uint32_t epoch) {
+    const TokenLayer<T>& of = layers_[layer];
+    const int row = row_of(layer, head);
+    const int fresh = fresh_slot(layer, head * splits_);
+    auto* const softmax = reinterpret_cast<waterweight::h2o_softmax*>(merge_memory_);
+    const waterweight::h2o_merge merged = merge_stats(row, epoch);
     if (threadIdx.x == 0) *softmax = merged.softmax();
     sync();
     const std::int64_t slots = std::int64_t{head} * p_.capacity;

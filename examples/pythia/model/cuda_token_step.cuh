@@ -46,7 +46,7 @@ class TokenStep {
     arena->add(&exchange.qkv, 3 * hidden);
     arena->add(&exchange.attention, hidden);
     arena->add(&exchange.mlp, static_cast<std::size_t>(config.intermediate_size));
-    arena->add(&exchange.stat, 2 * heads * splits);
+    arena->add(&exchange.stat, 4 * heads * splits);
     arena->add(&exchange.partial, 2 * hidden * splits);
     arena->add(&exchange.logit, 2 * heads * static_cast<std::size_t>(kv.capacity));
     arena->add(&exchange.arrived, layers * heads);

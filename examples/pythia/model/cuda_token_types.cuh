@@ -99,8 +99,8 @@ struct TokenExchange {
   waterweight::flagged_word* qkv;        ///< [2, 3 * hidden / 2] pairs of T
   waterweight::flagged_word* attention;  ///< [2, hidden / 2] pairs of T
   waterweight::flagged_word* mlp;        ///< [2, intermediate / 2] pairs of T
-  float2* stat;                          ///< [2, heads, splits]
-  float* partial;                        ///< [2, heads, splits, head_dim]
+  waterweight::flagged_word* stat;       ///< [2, heads, splits, 2] fp32: maximum and sum
+  waterweight::flagged_word* partial;    ///< [2, heads, splits, head_dim] fp32
   float* logit;                          ///< [2, heads, capacity]
   unsigned* arrived;                     ///< [layers, heads] splits done; zero between tokens
   std::uint32_t* tokens;                 ///< one: tokens computed so far, of which epochs are made

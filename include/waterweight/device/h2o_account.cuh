@@ -25,9 +25,11 @@ struct h2o_softmax {
 /// from stat[splits] as block_h2o_attend leaves it. splits <= 32.
 class h2o_merge {
  public:
-  __device__ __forceinline__ h2o_merge(const float2* stat, int splits) : splits_(splits) {
-    const int lane = threadIdx.x % 32;
-    const float2 mine = lane < splits ? stat[lane] : make_float2(-INFINITY, 0.0f);
+  __device__ __forceinline__ h2o_merge(const float2* stat, int splits)
+      : h2o_merge(threadIdx.x % 32 < splits ? stat[threadIdx.x % 32] : nothing(), splits) {}
+
+  /// mine: of the split of this lane, nothing() if there is none.
+  __device__ __forceinline__ h2o_merge(float2 mine, int splits) : splits_(splits) {
     softmax_.maximum = warp_reduce(mine.x, [](float a, float b) { return fmaxf(a, b); });
     // An empty split (-inf, 0) has no mass.
     const float mass = mine.y == 0.0f ? 0.0f : mine.y * exp2f(mine.x - softmax_.maximum);
@@ -35,53 +37,35 @@ class h2o_merge {
     weight_ = mass * softmax_.inverse_sum;
   }
 
+  /// Of an empty split.
+  __device__ __forceinline__ static float2 nothing() { return make_float2(-INFINITY, 0.0f); }
+
   __device__ __forceinline__ const h2o_softmax& softmax() const { return softmax_; }
 
-  /// Parts of element d of the head's output, of the first N splits: where the element is urgent,
-  /// asked for before the merge is constructed, which waits for its own numbers.
+  /// An element of the head's output from its parts, of at most N splits.
   template <int N>
-  struct parts_ahead {
-    float part[N];
-
-    __device__ __forceinline__ void load(const float* partial, int splits, int head_dim, int d) {
-#pragma unroll
-      for (int split = 0; split < N; ++split) {
-        part[split] = split < splits && d < head_dim ? partial[split * head_dim + d] : 0.0f;
-      }
-    }
-  };
-
-  /// element() with its first parts at hand.
-  template <int N>
-  __device__ __forceinline__ float element(const parts_ahead<N>& ahead, const float* partial,
-                                           int head_dim, int d) const {
+  __device__ __forceinline__ float element(const float (&parts)[N]) const {
     float sum = 0.0f;
 #pragma unroll
     for (int split = 0; split < N; ++split) {
-      if (split < splits_) {
-        sum = fmaf(__shfl_sync(0xffffffffu, weight_, split), ahead.part[split], sum);
-      }
+      if (split < splits_) sum = fmaf(__shfl_sync(0xffffffffu, weight_, split), parts[split], sum);
     }
-    return add_from(N, sum, partial, head_dim, d);
+    return sum;
   }
 
   /// Element d of the head's output, from partial [splits, head_dim]; 0 for d >= head_dim. All
   /// lanes of the warp call it together.
   __device__ __forceinline__ float element(const float* partial, int head_dim, int d) const {
-    return add_from(0, 0.0f, partial, head_dim, d);
-  }
-
- private:
-  __device__ __forceinline__ float add_from(int first, float sum, const float* partial,
-                                            int head_dim, int d) const {
+    float sum = 0.0f;
 #pragma unroll 4
-    for (int split = first; split < splits_; ++split) {
+    for (int split = 0; split < splits_; ++split) {
       const float part = d < head_dim ? partial[split * head_dim + d] : 0.0f;
       sum = fmaf(__shfl_sync(0xffffffffu, weight_, split), part, sum);
     }
     return sum;
   }
 
+ private:
   int splits_;
   h2o_softmax softmax_;
   float weight_;  ///< of the split of this lane

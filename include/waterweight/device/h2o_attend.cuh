@@ -12,6 +12,7 @@
 #include <waterweight/detail/arch/convert.cuh>
 #include <waterweight/detail/arch/memory.cuh>
 #include <waterweight/detail/arch/mma.cuh>
+#include <waterweight/device/flagged.cuh>
 #include <waterweight/device/reduce.cuh>
 #include <waterweight/device/rotary.cuh>
 
@@ -37,6 +38,32 @@ struct h2o_split_output {
   std::int64_t stat_stride;
   float* partial;  ///< [head_dim], normalised by this split's own sum
   std::int64_t partial_stride;
+
+  /// Of query head h of the group.
+  __device__ __forceinline__ void store_stat(int h, float maximum, float sum) const {
+    stat[h * stat_stride] = make_float2(maximum, sum);
+  }
+  __device__ __forceinline__ void store_partial(int h, int d, float value) const {
+    partial[h * partial_stride + d] = value;
+  }
+};
+
+/// The same of a group of one, for a merge in another block that is running: the results say
+/// themselves that they are there. Nothing says so of the logits.
+struct h2o_flagged_output {
+  float* logit;
+  flagged_word* stat;     ///< [2], 16-byte aligned
+  flagged_word* partial;  ///< [head_dim]
+  std::uint32_t epoch;
+  static constexpr std::int64_t logit_stride = 0;
+
+  __device__ __forceinline__ void store_stat(int /*h*/, float maximum, float sum) const {
+    store_flagged(stat, __float_as_uint(maximum), epoch);
+    store_flagged(stat + 1, __float_as_uint(sum), epoch);
+  }
+  __device__ __forceinline__ void store_partial(int /*h*/, int d, float value) const {
+    store_flagged(partial + d, __float_as_uint(value), epoch);
+  }
 };
 
 /// How a block of Threads threads works on rows of HeadDim elements.
@@ -107,9 +134,9 @@ class block_h2o_attend {
 
   /// The same for a group of one, followed by another split in the same shared memory:
   /// begin_next_keys() and begin_next_values() are called as soon as there is room for them.
-  template <class BeginKeys, class BeginValues>
+  template <class Output, class BeginKeys, class BeginValues>
   __device__ void attend_before(const T* q, const T* k_new, const T* v_new,
-                                const rotary_view& rotary, float scale, const h2o_split_output& out,
+                                const rotary_view& rotary, float scale, const Output& out,
                                 const BeginKeys& begin_next_keys,
                                 const BeginValues& begin_next_values) {
     attend_then<0, 1>(q, 0, k_new, v_new, 1, rotary, scale, out, begin_next_keys,
@@ -118,12 +145,12 @@ class block_h2o_attend {
 
  private:
   /// CopiesBetween: groups of copies that after_keys() commits.
-  template <int LaterCopies, int CopiesBetween = 0, class AfterKeys, class AfterValues>
+  template <int LaterCopies, int CopiesBetween = 0, class Output, class AfterKeys,
+            class AfterValues>
   __device__ __forceinline__ void attend_then(const T* q, std::int64_t q_stride, const T* k_new,
                                               const T* v_new, int group_size,
                                               const rotary_view& rotary, float scale,
-                                              const h2o_split_output& out,
-                                              const AfterKeys& after_keys,
+                                              const Output& out, const AfterKeys& after_keys,
                                               const AfterValues& after_values) {
     if (head_.fresh >= begin_ && head_.fresh < begin_ + count_) append(k_new, v_new, rotary);
     for (int h = 0; h < group_size; ++h) {
@@ -134,8 +161,8 @@ class block_h2o_attend {
                                                         out.logit + h * out.logit_stride);
       after_keys();
       const float sum = exponentiate<LaterCopies + CopiesBetween>(maximum);
-      if (threadIdx.x == 0) out.stat[h * out.stat_stride] = make_float2(maximum, sum);
-      weigh_values(sum, out.partial + h * out.partial_stride, after_values);
+      if (threadIdx.x == 0) out.store_stat(h, maximum, sum);
+      weigh_values(sum, h, out, after_values);
       if (h + 1 < group_size) group_sync<Threads, Barrier>();  // shared memory is written again
     }
   }
@@ -236,8 +263,9 @@ class block_h2o_attend {
   }
 
   /// all_read() is called once the values are not needed any more.
-  template <class AllRead>
-  __device__ __forceinline__ void weigh_values(float sum, float* out, const AllRead& all_read) {
+  template <class Output, class AllRead>
+  __device__ __forceinline__ void weigh_values(float sum, int h, const Output& out,
+                                               const AllRead& all_read) {
     const int group = static_cast<int>(threadIdx.x) / shape::kVectors;
     const int column = static_cast<int>(threadIdx.x) % shape::kVectors * 8;
     float acc[8] = {};
@@ -271,7 +299,7 @@ class block_h2o_attend {
       float total = 0.0f;
 #pragma unroll
       for (int g = 0; g < shape::kGroups; ++g) total += partial_[g * HeadDim + d];
-      out[d] = total * inverse;
+      out.store_partial(h, d, total * inverse);
     }
   }
 
