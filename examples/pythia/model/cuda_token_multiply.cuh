@@ -121,6 +121,7 @@ class TokenMultiplier {
     const int warp = (static_cast<int>(threadIdx.x) - kTokenFirstMultiplier) / 32;
     ring_cursor_.advance(warp, ring_.slots);
     Candidate best{-INFINITY, INT32_MAX};
+    clock_.start_multiplying();
     for (TileWalk walk(shares_, p_.layer_count, warp); walk.kind != kNoTile;
          walk.advance(kTokenMultiplyWarps)) {
       const bool second = walk.kind == kDownTile || walk.kind == kDenseTile;
