@@ -31,22 +31,30 @@ double CudaEngine<T>::step_bytes() {
                          bytes.attention);
 }
 
-/// Of one replay among `replays`, the median of several measurements.
+/// Of one replay of each graph among `replays`, the medians of several measurements, for which the
+/// graphs take turns: clock and power drift.
 template <class T>
-double CudaEngine<T>::graph_seconds(CudaGraph& graph, int replays) const {
+std::vector<double> CudaEngine<T>::graph_seconds(const std::vector<CudaGraph*>& graphs,
+                                                 int replays) const {
   constexpr int kMeasurements = 3;
   CudaEvent start(cudaEventDefault), stop(cudaEventDefault);
-  std::array<double, kMeasurements> seconds;
-  graph.launch(launch_.stream);
-  for (double& each : seconds) {
-    start.record(launch_.stream);
-    for (int i = 0; i < replays; ++i) graph.launch(launch_.stream);
-    stop.record(launch_.stream);
-    stop.synchronize();
-    each = stop.seconds_since(start) / replays;
+  std::vector<std::array<double, kMeasurements>> measured(graphs.size());
+  graphs.front()->launch(launch_.stream);
+  for (int i = 0; i < kMeasurements; ++i) {
+    for (std::size_t g = 0; g < graphs.size(); ++g) {
+      start.record(launch_.stream);
+      for (int replay = 0; replay < replays; ++replay) graphs[g]->launch(launch_.stream);
+      stop.record(launch_.stream);
+      stop.synchronize();
+      measured[g][static_cast<std::size_t>(i)] = stop.seconds_since(start) / replays;
+    }
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[kMeasurements / 2];
+  std::vector<double> seconds;
+  for (auto& of_graph : measured) {
+    std::sort(of_graph.begin(), of_graph.end());
+    seconds.push_back(of_graph[kMeasurements / 2]);
+  }
+  return seconds;
 }
 
 /// Puts the parts of the token kernel in the place of its launch.
@@ -61,9 +69,7 @@ inline void take_apart(const std::vector<TokenTimes>& times, const StepBytes& by
 
 template <class T>
 StepProfile CudaEngine<T>::profile_step() {
-  constexpr int kSteps = 64;
-  // Few launches to a step leave time for more replays, and the cache has room for so many.
-  const int replays = token_step_.active() ? kSteps / 4 : 3;
+  constexpr int kSteps = 64, kFewReplays = 3;
   require_room(3 * kSteps);
   StepProfile profile;
   run(kSteps);  // a cache with a budget is full then
@@ -81,13 +87,17 @@ StepProfile CudaEngine<T>::profile_step() {
   }
   // A position enters a cache that evicts once only. One that does not may fill up.
   log.advances = kv_.evicts;
+  CudaGraph& step = greedy_ && chooses_in_kernel() ? greedy_graph_ : generate_graph_;
   double before = 0.0;
   for (int most = 0; most == 0 || most <= static_cast<int>(log.entries.size()); ++most) {
     log.entries.clear();
     log.most = most;
     CudaGraph prefix;
     prefix.capture(launch_.stream, [&] { enqueue_generation(logged, greedy_); });
-    const double seconds = graph_seconds(prefix, replays);
+    const bool whole = most == static_cast<int>(log.entries.size());
+    const std::vector<double> measured =
+        whole ? graph_seconds({&prefix, &step}, kSteps / 4) : graph_seconds({&prefix}, kFewReplays);
+    const double seconds = measured.front();
     const std::string kind =
         most == 0 ? "graph, advance" : log.entries[static_cast<std::size_t>(most - 1)].kind;
     auto part = std::find_if(profile.parts.begin(), profile.parts.end(),
@@ -100,12 +110,11 @@ StepProfile CudaEngine<T>::profile_step() {
     if (most > 0) part->bytes += log.entries[static_cast<std::size_t>(most - 1)].bytes;
     part->seconds += seconds - before;
     before = seconds;
+    if (whole) profile.seconds = measured.back();
   }
   if (timed_blocks > 0) {
     take_apart(download(log.times, timed_blocks), bytes_of_step(), kTokenKernel, &profile.parts);
   }
-  profile.seconds =
-      graph_seconds(greedy_ && chooses_in_kernel() ? greedy_graph_ : generate_graph_, kSteps / 4);
   position_ = -1;  // the caches hold what no prompt has led to
   return profile;
 }
