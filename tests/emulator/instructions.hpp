@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "tests/emulator/fiber.hpp"
 #include "tests/emulator/memory.hpp"
@@ -27,7 +28,11 @@ inline void count_up_shared(int& before, std::uint32_t address) {
   before = read_and_update(shared_at<int>(address), [](int count) { return count + 1; });
 }
 
-inline void load_float(float& value, const float* source) { value = *source; }
+template <class T, class Source>
+void load_element(T& value, const Source* source) {
+  static_assert(sizeof(T) == sizeof(Source), "an element is loaded as its bits");
+  std::memcpy(&value, source, sizeof value);
+}
 
 template <class Word>
 void load_shared(Word& a, Word& b, Word& c, Word& d, std::uint32_t address) {

@@ -26,7 +26,8 @@ struct h2o_softmax {
 class h2o_merge {
  public:
   __device__ __forceinline__ h2o_merge(const float2* stat, int splits)
-      : h2o_merge(threadIdx.x % 32 < splits ? stat[threadIdx.x % 32] : nothing(), splits) {}
+      : h2o_merge(static_cast<int>(threadIdx.x % 32) < splits ? stat[threadIdx.x % 32] : nothing(),
+                  splits) {}
 
   /// mine: of the split of this lane, nothing() if there is none.
   __device__ __forceinline__ h2o_merge(float2 mine, int splits) : splits_(splits) {
