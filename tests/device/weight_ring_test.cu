@@ -63,7 +63,7 @@ class WeightRing : public test::GpuTest {
     }
   }
 
-  void expect_whole_and_in_order(int readers, int producers = 1) {
+  void expect_whole_and_in_order(int readers, int producers) {
     std::mt19937 generator(1);
     for (const int row_bytes : {32, 160, 1280}) {
       for (const auto& [tiles, slots, in_flight] :
@@ -89,13 +89,13 @@ class WeightRing : public test::GpuTest {
   }
 };
 
-TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) { expect_whole_and_in_order(1); }
+TEST_F(WeightRing, BringsEveryTileWholeAndInOrder) {
+  for (const int producers : {1, 2, 3}) expect_whole_and_in_order(1, producers);
+}
 
-TEST_F(WeightRing, BringsThemWhenEveryLaneSaysThatItHasRead) { expect_whole_and_in_order(32); }
-
-TEST_F(WeightRing, BringsThemWhenProducersTakeTurns) {
-  expect_whole_and_in_order(1, 2);
-  expect_whole_and_in_order(1, 3);
+// The same protocol as racecheck can follow it: tests/run_gpu.sh.
+TEST_F(WeightRing, BringsThemWhenEveryLaneSaysThatItHasRead) {
+  for (const int producers : {1, 2, 3}) expect_whole_and_in_order(32, producers);
 }
 
 }  // namespace
