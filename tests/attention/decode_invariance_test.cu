@@ -233,6 +233,27 @@ TEST_F(DecodeInvarianceTest, SharedKeysAreTheSameKeysRepeated) {
   }
 }
 
+/// Slots that no token has taken yet divide no head: a larger cache gives the same bits, as long as
+/// what a split holds is the same.
+TEST_F(DecodeInvarianceTest, EmptySlotsChangeNothing) {
+  std::mt19937 generator(96);
+  const int tokens = 300;
+  for (const Shape s : {Shape{1, 2, 2, 80}, Shape{2, 6, 2, 64}}) {
+    Run run(s, tokens, generator);
+    const auto decode = [&](int capacity) {
+      Harness caches(s.batch, s.heads, s.kv_heads, capacity, s.head_dim, false);
+      run.out.poison();
+      for (int t = 0; t < tokens; ++t) EXPECT_EQ(cudaSuccess, step(run, caches, {}, t));
+      EXPECT_EQ(cudaSuccess, cudaStreamSynchronize(stream));
+      run.out.download();
+      return run.out.host;
+    };
+    const auto small = decode(9 * 128);
+    EXPECT_TRUE(test::same_bits(small, decode(16 * 128)));
+    EXPECT_TRUE(test::same_bits(small, decode(12 * 128)));
+  }
+}
+
 /// Enough heads to fill the card several times over, where another kernel runs than for one
 /// sequence alone, from the first token until each step evicts.
 class ManySequencesTest : public DecodeInvarianceTest {
