@@ -46,6 +46,15 @@ TYPED_TEST(GemmTest, SmallMOnAlignedRows) {
   }
 }
 
+/// So many that kernels for many tokens take some of them too, where they are there.
+TYPED_TEST(GemmTest, FewTokensAndManyWeights) {
+  std::mt19937 generator(19);
+  int i = 0;
+  for (int m : {8, 9, 16}) {
+    this->check({m, 1701, 2576, 16, 16, 3}, static_cast<test::Kind>(i++ % 5), generator);
+  }
+}
+
 /// On half of the device, next to others: products of few weights and of many.
 TYPED_TEST(GemmTest, BesideOthers) {
   std::mt19937 generator(15);

@@ -68,14 +68,25 @@ struct gemm_launcher {
   /// the slower one: a step of Pythia-2.8B with 16 sequences, the MLP beside the attention, takes
   /// 2283 us with it and 2103 with wgmma (medians, before mma.sync). Where K is too long for it,
   /// gemv is the alternative: 4096 x 16384 22.1 with wgmma, 26.8 (8 tokens).
+  /// 16-bit weights, 16 tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2; 10240 x 2560 15.7,
+  /// 15.0; 2560 x 10240 15.6, 16.0; 4096 x 16384 37.8, 62.4 (gemv).
   bool prefers_wgmma(const device_info& device) const {
-    constexpr std::int64_t kMany = 32 << 20, kSome = 4 << 20;
+    if (!kCompiledForSm90 || device.compute_capability != 90) return false;
+    constexpr std::int64_t kMany = (is_quantized_v<Element> ? 32 : 24) << 20, kSome = 4 << 20;
     const std::int64_t weights = std::int64_t{w.rows} * w.cols;
-    const bool few_tokens = x.rows <= 8;
-    const bool faster = few_tokens ? w.cols > 10240 && weights > kMany
-                                   : device.beside_others || w.cols > 2560 || weights <= kMany;
-    return is_quantized_v<Element> && kCompiledForSm90 && device.compute_capability == 90 &&
-           faster && (weights >= kSome || device.beside_others);
+    const bool few_tokens = x.rows <= 8, faster = w.cols > 2560 || weights <= kMany;
+    if constexpr (!is_quantized_v<Element>) {
+      return !few_tokens && !device.beside_others && faster && weights >= kSome;
+    } else {
+      if (few_tokens) return w.cols > 10240 && weights > kMany;
+      return device.beside_others || (faster && weights >= kSome);
+    }
+  }
+
+  /// 16-bit weights have no tiles of 16 tokens.
+  wgmma_plan plan_wgmma(const device_info& device) const {
+    constexpr std::int64_t kLeast = is_quantized_v<Element> ? 1 : 17;
+    return default_wgmma_selector{}(device, std::max<std::int64_t>(x.rows, kLeast), w.rows, w.cols);
   }
   static constexpr std::int64_t kFewWeights = 8 << 20;  ///< with fewer, wgmma has too few tiles
 
@@ -86,8 +97,7 @@ struct gemm_launcher {
     if (kind == gemm_kind::gemv && copyable && prefers_wgmma(device)) {
       const bool few = std::int64_t{w.rows} * w.cols <= kFewWeights;
       if (device.beside_others && few) return gemv<2>();
-      const cudaError_t status =
-          wgmma(device, default_wgmma_selector{}(device, x.rows, w.rows, w.cols));
+      const cudaError_t status = wgmma(device, plan_wgmma(device));
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }
     if (kind == gemm_kind::gemv && may_stream(device)) {
@@ -97,8 +107,7 @@ struct gemm_launcher {
     }
     if (kind == gemm_kind::gemv) return x.rows <= 8 ? gemv<1>() : gemv<2>();
     if (copyable && may_use_wgmma(device, x.rows)) {
-      const wgmma_plan plan = default_wgmma_selector{}(device, x.rows, w.rows, w.cols);
-      const cudaError_t status = wgmma(device, plan);
+      const cudaError_t status = wgmma(device, plan_wgmma(device));
       if (status != cudaErrorInvalidDeviceFunction) return status;
     }
     const tiled_launcher<T, Element, Out, Epilogue> tiled{x, w, y, epilogue, ws.data, stream};
