@@ -28,10 +28,11 @@ inline void count_up_shared(int& before, std::uint32_t address) {
   before = read_and_update(shared_at<int>(address), [](int count) { return count + 1; });
 }
 
-template <class T, class Source>
-void load_element(T& value, const Source* source) {
-  static_assert(sizeof(T) == sizeof(Source), "an element is loaded as its bits");
-  std::memcpy(&value, source, sizeof value);
+/// Of what nobody writes while the kernel runs; source: of as many bytes.
+template <class Value, class Source>
+void load_constant(Value& value, const Source* source) {
+  static_assert(sizeof(Value) == sizeof(Source));
+  std::memcpy(&value, source, sizeof(value));
 }
 
 template <class Word>

@@ -24,7 +24,7 @@ INSTRUCTIONS = [
     (r"^ld\.relaxed\.gpu\.global\.u64 ", "load_flagged"),
     (r"^atom\.acq_rel\.gpu\.global\.add\.u32 %0, \[%1\], 1;", "count_up_global"),
     (r"^atom\.acq_rel\.cta\.shared\.add\.s32 %0, \[%1\], 1;", "count_up_shared"),
-    (r"^ld\.global\.nc\.(f32|u16) ", "load_element"),
+    (r"^ld\.global\.nc\.(f32|u16) ", "load_constant"),
     (r"^setp\.ne\.b32 wanted, %5, 0; @wanted ld\.shared\.v4\.u32 ", "load_shared_if"),
     (r"^ld\.shared\.v4\.[uf]32 ", "load_shared"),
     (r"^mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32 ", "mma_s8"),

@@ -223,8 +223,8 @@ class TokenModel {
     p.exchange.qkv = memory_.make<waterweight::flagged_word>(3 * kHidden);
     p.exchange.attention = memory_.make<waterweight::flagged_word>(kHidden);
     p.exchange.mlp = memory_.make<waterweight::flagged_word>(kInner);
-    p.exchange.stat = memory_.make<float2>(2 * kHeads * p.splits);
-    p.exchange.partial = memory_.make<float>(2 * kHidden * p.splits);
+    p.exchange.stat = memory_.make<waterweight::flagged_word>(4 * kHeads * p.splits);
+    p.exchange.partial = memory_.make<waterweight::flagged_word>(2 * kHidden * p.splits);
     p.exchange.logit = memory_.make<float>(2 * cache_rows());
     p.exchange.arrived = memory_.make<unsigned>(sizes_.layers * kHeads);
     p.exchange.tokens = memory_.make<std::uint32_t>(1);
