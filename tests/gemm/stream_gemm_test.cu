@@ -138,6 +138,17 @@ TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {
   }
 }
 
+TEST(StreamPlan, LargeClustersAreFollowedWithFewerTilesLeft) {
+  const auto left = [](int m, int n, int k) {
+    return detail::make_stream_plan(132, m, n, k, k, sizeof(std::int8_t)).left;
+  };
+  for (int m : {1, 4, 8}) {
+    EXPECT_EQ(left(m, 2560, 10240), 5) << "four blocks split K, M " << m;
+    EXPECT_EQ(left(m, 5120, 4096), 6) << "two blocks, M " << m;
+  }
+  EXPECT_EQ(left(4, 512, 10240), detail::kStreamAtOnce) << "few tiles";
+}
+
 TEST(StreamPlan, GivesWarpsTheirChunks) {
   for (int k : {2048, 2560, 4096, 8192, 10240}) {
     SCOPED_TRACE(k);

@@ -97,9 +97,12 @@ inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with th
 /// 17920 x 2560 (34): 10.7, 10.3, 11.3, 12.6; 50304 x 2560 (96): 29.9, 29.2, 29.1, 30.1; four,
 /// 17920 x 2560: 10.9, 10.6, 11.9; eight: 11.6, 11.4, 12.2, 13.7. Small products are best followed
 /// at once, but for more than four tokens: loading their activations takes too long while it asks
-/// for weights. 2560 x 2560 at once: 2.8, after filling: 3.5.
-constexpr int stream_left(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
+/// for weights. 2560 x 2560 at once: 2.8, after filling: 3.5. In clusters of 4, with 4, 5 and 6
+/// left, 2560 x 10240 (22): one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9; eight: 9.4, 9.0, 9.2.
+constexpr int stream_left(std::int64_t m, std::int64_t cluster, std::int64_t tiles,
+                          std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
+  if (cluster > 2) return 5;
   return tiles < 64 ? 6 : 8;
 }
 
@@ -161,7 +164,7 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   plan.left = kStreamAtOnce;  // those of the next kernel cannot come too early: there is no room
   if (stream_blocks(n_tiles, element_bytes) > 1) {
     const std::int64_t bytes = kStreamTile * kStreamChunk * chunks;
-    plan.left = stream_left(m, each, bytes);
+    plan.left = stream_left(m, cluster, each, bytes);
     // Memory is to be busy while those of the next kernel wait. Large clusters take 3 % longer.
     if (cluster <= 2) plan.look_ahead = 8;
     if (cluster == 1 && each > plan.slots) {
