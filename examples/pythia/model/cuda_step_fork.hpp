@@ -25,7 +25,7 @@ struct StepFork {
 /// 0 where they have no scores.
 inline StepFork step_fork(const Config& config, WeightType weights, int batch, int scored_slots,
                           const waterweight::device_info& device) {
-  constexpr int kFew = 8, kClusters = 9, kMany = 40, kStreamedSlots = 512;
+  constexpr int kFew = 8, kClusters = 9, kQkvBeside = 12, kMany = 40, kStreamedSlots = 512;
   const int sms = device.sm_count;
   if (!config.parallel_residual || device.compute_capability != 90) return {};
   if (weights == WeightType::fp16 && batch > kFew) return {};
@@ -35,14 +35,14 @@ inline StepFork step_fork(const Config& config, WeightType weights, int batch, i
   } else if (batch <= kClusters || scored_slots == 0 || scored_slots > kStreamedSlots) {
     fork.mlp_sms = sms / 2;
   } else {
-    // QKV goes ahead on all SMs: with it beside the MLP a step of 16 sequences takes 1813 us, not
-    // 1720. The more sequences, the longer attention takes beside an MLP of much the same time: in
-    // the end a third of the card is enough for that. Steps, with clusters beside 66 SMs of MLP and
-    // so (us): 16 sequences 1858 and 1720, 32 2724 and 2478, 64 4209 and 3861, 128 7350 and 6742;
-    // but 9, with QKV beside the MLP, 1672 and 1705.
+    // The more sequences, the longer attention takes beside an MLP of much the same time: in the
+    // end a third of the card is enough for that. Steps, with clusters beside 66 SMs of MLP and so
+    // (us): 16 sequences 1858 and 1720, 32 2724 and 2478, 64 4209 and 3861, 128 7350 and 6742; but
+    // 9, with QKV beside the MLP, 1672 and 1705. QKV ahead on all SMs or beside the MLP: 10
+    // sequences 1629 and 1480, 12 1701 and 1576, 16 1720 and 1813, 24 2203 and 2224.
     fork.mlp_sms = sms * (batch <= kMany ? 350 : 304) / 1000;
     fork.attention_blocks = sms - fork.mlp_sms;
-    fork.qkv_ahead = true;
+    fork.qkv_ahead = batch > kQkvBeside;
   }
   fork.projection_sms = fork.qkv_ahead ? sms : sms - fork.mlp_sms;
   return fork;

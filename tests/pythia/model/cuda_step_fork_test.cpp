@@ -40,11 +40,17 @@ TEST(StepForkTest, SharesTheWholeCardAtEveryBatch) {
 }
 
 // 512 heads in six rounds: fewer blocks would need a seventh.
-TEST(StepForkTest, ManySequencesStreamThroughTheirShareBehindQkvOnAllSms) {
+TEST(StepForkTest, ManySequencesStreamThroughTheirShareOfTheCard) {
   for (int batch : {10, 16, 24, 40, 41, 64, 128}) {
     EXPECT_EQ(batch <= 40 ? 86 : 92, fork_of(batch).attention_blocks) << batch;
-    EXPECT_TRUE(fork_of(batch).qkv_ahead) << batch;
-    EXPECT_EQ(kSms, fork_of(batch).projection_sms) << batch;
+  }
+}
+
+TEST(StepForkTest, QkvGoesAheadOnAllSmsWhereAttentionBehindItTakesLongest) {
+  for (int batch : {1, 9, 10, 12, 13, 16, 128}) {
+    const StepFork fork = fork_of(batch);
+    EXPECT_EQ(batch > 12, fork.qkv_ahead) << batch;
+    EXPECT_EQ(batch > 12, fork.projection_sms == kSms) << batch;
   }
 }
 
