@@ -229,7 +229,7 @@ DecodeStep<T> CudaEngine<T>::decode_step(int batch) {
   const int scored_slots = kv_.evicts ? kv_.capacity : 0;
   const StepFork shares = step_fork(config_, options_.weights, batch, scored_slots, launch_.device);
   if (shares.mlp_sms > 0) {
-    fork = {launch_, launch_, launch_.device, &side_, shares.qkv_ahead};
+    fork = {launch_, launch_, launch_.device, &side_, shares.qkv_ahead, shares.mlp_early};
     fork.attention.device.sm_count = shares.projection_sms;
     fork.mlp.device.sm_count = shares.mlp_sms;
     fork.attention.device.beside_others = fork.mlp.device.beside_others = true;

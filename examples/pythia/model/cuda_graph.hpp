@@ -57,8 +57,12 @@ class SideStream {
  public:
   cudaStream_t get() const { return stream_.get(); }
 
-  /// What is enqueued on the side from here on comes after what `main` holds now.
-  void fork(cudaStream_t main) {
+  /// What is enqueued on the side from here on comes after what `main` holds now. early: main has
+  /// been joined since the side's last launch, of which a captured side is then not reminded. A
+  /// kernel of a graph that depends on one other alone may start before that has ended
+  /// (dependent_launch.cuh); one that depends on two starts 2 us after both.
+  void fork(cudaStream_t main, bool early = false) {
+    if (early) forget();
     forked_.record(main);
     wait(stream_.get(), forked_);
   }
@@ -69,6 +73,20 @@ class SideStream {
   }
 
  private:
+  /// Makes the next launch of a captured side depend on nothing before it there.
+  void forget() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_cuda(cudaStreamIsCapturing(stream_.get(), &status), "cudaStreamIsCapturing");
+    if (status != cudaStreamCaptureStatusActive) return;
+    constexpr unsigned kReplace = cudaStreamSetCaptureDependencies;
+#if CUDART_VERSION >= 13000
+    check_cuda(cudaStreamUpdateCaptureDependencies(stream_.get(), nullptr, nullptr, 0, kReplace),
+               "cudaStreamUpdateCaptureDependencies");
+#else
+    check_cuda(cudaStreamUpdateCaptureDependencies(stream_.get(), nullptr, 0, kReplace),
+               "cudaStreamUpdateCaptureDependencies");
+#endif
+  }
   static void wait(cudaStream_t stream, const CudaEvent& event) {
     check_cuda(cudaStreamWaitEvent(stream, event.get(), 0), "cudaStreamWaitEvent");
   }

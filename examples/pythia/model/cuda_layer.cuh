@@ -92,6 +92,7 @@ struct LayerFork {
   waterweight::device_info attending;  ///< what the attention kernel is told of the device
   SideStream* side = nullptr;
   bool qkv_ahead = false;
+  bool mlp_early = false;  ///< see SideStream::fork
 };
 
 /// A whole layer of the parallel kind, its MLP beside attention and dense, and beside QKV where
@@ -105,7 +106,7 @@ void run_forked_layer(const LaunchContext& launch, const LayerFork& fork, const 
             norm_into(layer.attention_norm, activations.attention_in),
             norm_into(layer.mlp_norm, activations.mlp_in));
   if (fork.qkv_ahead) run_qkv(fork.attention, layer, activations, rows);
-  fork.side->fork(launch.stream);
+  fork.side->fork(launch.stream, fork.mlp_early);
   run_up(fork.mlp, config, layer, activations, rows);
   launch.run("down", linear_bytes(layer.down, rows), [&] {
     apply_linear(fork.mlp, layer.down, activations.mlp, rows, activations.mlp_out,

@@ -66,6 +66,13 @@ TEST(StepForkTest, ClustersAttendForFewSequencesAndWhereTheStreamingKernelHasNoC
   }
 }
 
+TEST(StepForkTest, TheMlpStartsEarlyWhereItCannotTakeTheSmsOfStreamedHeads) {
+  for (int batch : {1, 2, 9, 10, 64}) {
+    EXPECT_EQ(batch < 10, fork_of(batch).mlp_early) << batch;
+    EXPECT_TRUE(fork_of_slots(batch, 513).mlp_early) << batch;
+  }
+}
+
 TEST(StepForkTest, LeavesTheStepWholeWhereDividingDoesNotPay) {
   EXPECT_EQ(0, fork_of(1, WeightType::int8, false).mlp_sms);
   EXPECT_EQ(0, fork_of(1, WeightType::int8, true, 80).mlp_sms);
