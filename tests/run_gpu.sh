@@ -51,10 +51,16 @@ filter_of() {
 tests_of() { "$1" --gtest_filter="$2" --gtest_list_tests 2>/dev/null | grep '^  '; }
 
 # How many processes share the tests of a program in a stage: one would take minutes with what the
-# others have done in seconds.
+# others have done in seconds. From PTX only one: each would have to compile it.
 shards_of() {
   local most=25 tests
-  [[ "$1" == *check ]] && most=5
+  case "$1" in
+    ptx)
+      echo 1
+      return
+      ;;
+    *check) most=5 ;;
+  esac
   tests="$(tests_of "$2" "$3" | wc -l)"
   echo "$((tests > most ? (tests + most - 1) / most : 1))"
 }
