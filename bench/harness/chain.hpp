@@ -102,6 +102,15 @@ inline Chain rotating_chain(cudaStream_t stream, int copies, const Chain::Launch
   return rounds <= 1 ? std::move(once) : Chain(stream, copies * rounds, launch);
 }
 
+/// Replays the chains in turn until the card has settled: its clock follows the power that was
+/// drawn up to 0.1 s ago.
+inline void settle(const std::vector<const Chain*>& chains) {
+  constexpr double kSeconds = 0.15;
+  for (double seconds = 0; seconds < kSeconds;) {
+    for (const Chain* chain : chains) seconds += chain->replay() * chain->operations();
+  }
+}
+
 /// Times the chains in turn (A B A B ...), so that whatever the card does over time, clocks and
 /// heat, it does to all of them. Seconds per operation of each.
 inline std::vector<Statistics> measure(const std::vector<const Chain*>& chains) {
