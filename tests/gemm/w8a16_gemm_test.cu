@@ -50,7 +50,7 @@ TYPED_TEST(GemmTest, SmallMOnAlignedRows) {
 TYPED_TEST(GemmTest, FewTokensAndManyWeights) {
   std::mt19937 generator(19);
   int i = 0;
-  for (int m : {8, 9, 16}) {
+  for (int m : {8, 9, 16, 17, 32}) {
     this->check({m, 1701, 2576, 16, 16, 3}, static_cast<test::Kind>(i++ % 5), generator);
   }
 }

@@ -19,7 +19,8 @@ using test::Kind;
 using waterweight::matrix_view;
 
 constexpr wgmma_tile kTiles[] = {
-    wgmma_tile::rows64_tokens16,   wgmma_tile::rows128_tokens16,  wgmma_tile::rows192_tokens16,
+    wgmma_tile::rows64_tokens16,   wgmma_tile::rows144_tokens16,  wgmma_tile::rows192_tokens16,
+    wgmma_tile::rows48_tokens32,   wgmma_tile::rows64_tokens32,   wgmma_tile::rows144_tokens32,
     wgmma_tile::rows128_tokens32,  wgmma_tile::rows192_tokens32,  wgmma_tile::rows128_tokens64,
     wgmma_tile::rows192_tokens64,  wgmma_tile::rows128_tokens88,  wgmma_tile::rows128_tokens128,
     wgmma_tile::rows192_tokens128, wgmma_tile::rows128_tokens176, wgmma_tile::rows128_tokens256};
@@ -30,9 +31,7 @@ template <class Element>
 std::vector<wgmma_tile> tiles_for() {
   std::vector<wgmma_tile> tiles;
   for (wgmma_tile tile : kTiles) {
-    if (detail::is_quantized_v<Element> || !detail::wgmma_policy_of(tile).mma()) {
-      tiles.push_back(tile);
-    }
+    if (detail::wgmma_policy_of(tile).takes(detail::is_quantized_v<Element>)) tiles.push_back(tile);
   }
   return tiles;
 }
@@ -99,6 +98,7 @@ class WgmmaGemmTest : public test::GemmFixture<Types> {
     check(shape, kind, wgmma_plan{cut, shape.n, {}}, generator);
   }
 
+  static constexpr bool kQuantized = detail::is_quantized_v<Element>;
   const std::vector<wgmma_tile> tiles = tiles_for<Element>();
   bool early_weights = false;
 };
@@ -187,15 +187,15 @@ TYPED_TEST(WgmmaGemmTest, ASecondLaunchComputesTheRowsThatAreLeft) {
   }
 }
 
-// At most 16 tokens come here with INT8 weights alone.
+// At most 32 tokens have tiles of their own with INT8 weights.
 TYPED_TEST(WgmmaGemmTest, FewTokens) {
-  if (!detail::is_quantized_v<typename TestFixture::Element>) GTEST_SKIP();
+  if (!this->kQuantized) GTEST_SKIP();
   std::mt19937 generator(27);
   int i = 0;
-  for (int m : {1, 8, 9, 15, 16}) {
+  for (int m : {1, 8, 9, 15, 16, 17, 24, 31, 32}) {
     for (int k : {16, 112, 144, 656, 2576}) {
       const int n = test::random_int(1, 500, generator);
-      const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, m, n, k);
+      const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, m, n, k, true);
       EXPECT_TRUE(detail::wgmma_policy_of(plan.first.tile).mma());
       this->early_weights = !this->early_weights;
       this->check({m, n, k, 16, 16, i % 3}, kKinds[i % 2], plan, generator);
@@ -204,33 +204,52 @@ TYPED_TEST(WgmmaGemmTest, FewTokens) {
   }
 }
 
-// The fastest cuts of all that fit on H200's 132 SMs, as they were measured at 9, 12 and 16 tokens:
-// what the selector's model of time was made from, and must still say.
+// The fastest cuts of all that fit on H200's 132 SMs, but for 1 %, as they were measured: what the
+// selector's model of time was made from, and must still say.
 TEST(WgmmaSelector, TakesTheFastestCutsOfFewTokens) {
   struct measured {
     int n, k;
-    wgmma_cut fastest;
+    wgmma_cut of16, of32;  // tokens at most
   };
-  constexpr measured kMeasured[] = {{7680, 2560, {wgmma_tile::rows64_tokens16, 2}},
-                                    {2560, 2560, {wgmma_tile::rows64_tokens16, 2}},
-                                    {10240, 2560, {wgmma_tile::rows192_tokens16, 2}},
-                                    {2560, 10240, {wgmma_tile::rows64_tokens16, 5}},
-                                    {17920, 2560, {wgmma_tile::rows192_tokens16, 1}},
-                                    {50304, 2560, {wgmma_tile::rows192_tokens16, 1}},
-                                    {4096, 4096, {wgmma_tile::rows64_tokens16, 2}},
-                                    {16384, 4096, {wgmma_tile::rows64_tokens16, 1}},
-                                    {4096, 16384, {wgmma_tile::rows64_tokens16, 3}}};
+  constexpr measured kMeasured[] = {
+      {7680, 2560, {wgmma_tile::rows64_tokens16, 2}, {wgmma_tile::rows64_tokens32, 2}},
+      {2560, 2560, {wgmma_tile::rows64_tokens16, 2}, {wgmma_tile::rows48_tokens32, 2}},
+      {10240, 2560, {wgmma_tile::rows192_tokens16, 2}, {wgmma_tile::rows48_tokens32, 1}},
+      {2560, 10240, {wgmma_tile::rows64_tokens16, 5}, {wgmma_tile::rows48_tokens32, 4}},
+      {17920, 2560, {wgmma_tile::rows144_tokens16, 1}, {wgmma_tile::rows144_tokens32, 1}},
+      {50304, 2560, {wgmma_tile::rows192_tokens16, 1}, {wgmma_tile::rows64_tokens32, 1}},
+      {4096, 4096, {wgmma_tile::rows64_tokens16, 2}, {wgmma_tile::rows48_tokens32, 2}},
+      {16384, 4096, {wgmma_tile::rows64_tokens16, 1}, {wgmma_tile::rows64_tokens32, 1}},
+      {4096, 16384, {wgmma_tile::rows64_tokens16, 3}, {wgmma_tile::rows144_tokens32, 4}}};
   waterweight::device_info device{};
   device.sm_count = 132;
   device.compute_capability = 90;
   for (const measured& shape : kMeasured) {
-    for (int m : {9, 12, 16}) {
+    for (int m : {2, 9, 12, 16, 17, 24, 32}) {
       SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(shape.n) + " x " +
                    std::to_string(shape.k));
-      const wgmma_plan plan = detail::default_wgmma_selector{}(device, m, shape.n, shape.k);
-      EXPECT_EQ(plan.first.tile, shape.fastest.tile);
-      EXPECT_EQ(plan.first.splits, shape.fastest.splits);
+      const wgmma_cut fastest = m <= 16 ? shape.of16 : shape.of32;
+      const wgmma_plan plan = detail::default_wgmma_selector{}(device, m, shape.n, shape.k, true);
+      EXPECT_EQ(plan.first.tile, fastest.tile);
+      EXPECT_EQ(plan.first.splits, fastest.splits);
       EXPECT_EQ(plan.rows, shape.n);
+    }
+  }
+}
+
+// 16-bit weights have wgmma's tiles for any number of tokens, INT8 weights only for more than 32.
+TEST(WgmmaSelector, TakesTilesThatTakeTheWeights) {
+  waterweight::device_info device{};
+  device.sm_count = 132;
+  device.compute_capability = 90;
+  for (int n : {64, 2560, 17920, 50304}) {
+    for (int m : {1, 16, 17, 32, 33, 96, 300}) {
+      for (bool quantized : {false, true}) {
+        const wgmma_plan plan = detail::default_wgmma_selector{}(device, m, n, 2560, quantized);
+        const auto policy = detail::wgmma_policy_of(plan.first.tile);
+        EXPECT_TRUE(policy.takes(quantized)) << m << " " << n;
+        EXPECT_EQ(policy.mma(), quantized && m <= 32) << m << " " << n;
+      }
     }
   }
 }
@@ -240,13 +259,15 @@ TYPED_TEST(WgmmaGemmTest, TheSelectorsPlansAreRight) {
   int i = 0;
   for (int m : {17, 64, 65, 128, 200, 256, 300}) {
     for (int k : {16, 128, 656}) {
-      const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, m, 333, k);
+      const wgmma_plan plan =
+          detail::default_wgmma_selector{}(this->device, m, 333, k, this->kQuantized);
       this->check({m, 333, k, 0, 0, 0}, kKinds[i++ % 2], plan, generator);
     }
   }
   // Few SMs: rounds of tiles and what is left.
   this->device.sm_count = 12;
-  const wgmma_plan plan = detail::default_wgmma_selector{}(this->device, 520, 1000, 512);
+  const wgmma_plan plan =
+      detail::default_wgmma_selector{}(this->device, 520, 1000, 512, this->kQuantized);
   this->check({520, 1000, 512, 0, 0, 0}, Kind::bias, plan, generator);
 }
 

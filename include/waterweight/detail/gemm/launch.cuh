@@ -83,10 +83,8 @@ struct gemm_launcher {
     }
   }
 
-  /// 16-bit weights have no tiles of 16 tokens.
   wgmma_plan plan_wgmma(const device_info& device) const {
-    constexpr std::int64_t kLeast = is_quantized_v<Element> ? 1 : 17;
-    return default_wgmma_selector{}(device, std::max<std::int64_t>(x.rows, kLeast), w.rows, w.cols);
+    return default_wgmma_selector{}(device, x.rows, w.rows, w.cols, is_quantized_v<Element>);
   }
   static constexpr std::int64_t kFewWeights = 8 << 20;  ///< with fewer, wgmma has too few tiles
 

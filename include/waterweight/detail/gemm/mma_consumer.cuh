@@ -1,4 +1,4 @@
-// Up to 16 tokens with INT8 weights in the frame of the wgmma kernel: warps multiply by mma.sync
+// Up to 32 tokens with INT8 weights in the frame of the wgmma kernel: warps multiply by mma.sync
 // and split K, where wgmma would take as long as for more tokens.
 #pragma once
 
@@ -13,18 +13,19 @@ namespace detail {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// A warp of a warpgroup. Each multiplies all of the warpgroup's 64 rows: warps 0 and 1 take half
-/// of K of the stages at even places of the ring each, warps 2 and 3 of those at odd ones. So an
-/// element of X is read for 64 rows, not for 16. In the end the warps add their sums, and each has
-/// those that wgmma would have left to it.
+/// A warp of a warpgroup. Each multiplies all of the warpgroup's 48 or 64 rows: warps 0 and 1 take
+/// half of K of the stages at even places of the ring each, warps 2 and 3 of those at odd ones. So
+/// an element of X is read for all of them, not for 16. In the end the warps add their sums, and
+/// each has those that wgmma would have left to it; of 48 rows the last warp has none.
 template <class T, wgmma_tile Tile>
 struct mma_consumer {
   static constexpr wgmma_policy P = wgmma_policy_of(Tile);
   static constexpr wgmma_layout L = wgmma_layout_of(P, 1);
-  static constexpr int kRowTiles = 4;  ///< of 16 rows: all of a warpgroup
+  static constexpr int kRowTiles = P.mma_row_tiles;
   static constexpr int kTokenTiles = P.tokens / 8;
   using sums = float[kRowTiles][kTokenTiles][4];
-  static_assert(kRowTiles == kMmaWarps && L.blocks == 2 && L.stage_k() == 128);
+  static_assert(kRowTiles <= kMmaWarps && kTokenTiles % kMmaAdded == 0 && L.blocks == 2 &&
+                L.stage_k() == 128);
   static_assert(L.stages % 2 == 0, "a place is always the same warps'");
 
   wgmma_ring<std::int8_t, Tile>& ring;
@@ -45,7 +46,8 @@ struct mma_consumer {
   __device__ __forceinline__ void multiply_half(sums& acc, int stages) const {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, half = threadIdx.x / 32 % 2;
     const int vector = ((q & 2) | (q & 1) * 5) ^ half;
-    const std::uint32_t w = ring.stage + (threadIdx.x / 128 * 64 + g) * 128 + (vector ^ g) * 16;
+    const std::uint32_t w =
+        ring.stage + (threadIdx.x / 128 * P.group_rows() + g) * 128 + (vector ^ g) * 16;
     const std::uint32_t x = ring.x(vector / 4) + g * 128;
     const std::uint32_t x_vector = vector % 4 * 2;
 
@@ -115,39 +117,45 @@ struct mma_consumer {
   }
 
   /// Each warp keeps 16 of the rows and hands the others to the warps that keep these, which add
-  /// in the order of the warps behind them.
+  /// in the order of the warps behind them. Few tokens at a time, so that `exchange` stays small.
   __device__ __forceinline__ static void add(const sums& acc, float4* exchange,
                                              float (&d)[P.tokens / 2]) {
     constexpr int kGiven = kMmaWarps - 1;
-    const int warp = threadIdx.x / 32 % kMmaWarps;
+    const int warp = threadIdx.x / 32 % kMmaWarps, barrier = 1 + threadIdx.x / 128;
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-      if (i == warp) continue;
-      float4* const to =
-          exchange + (i * kGiven + (warp - i + kGiven) % kMmaWarps) * kTokenTiles * 32;
+    for (int first = 0; first < kTokenTiles; first += kMmaAdded) {
+      if (first > 0) named_barrier(barrier, 128);
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) {
-        to[j * 32] = make_float4(acc[i][j][0], acc[i][j][1], acc[i][j][2], acc[i][j][3]);
+      for (int i = 0; i < kRowTiles; ++i) {
+        if (i == warp) continue;
+        float4* const to =
+            exchange + (i * kGiven + (warp - i + kGiven) % kMmaWarps) * kMmaAdded * 32;
+#pragma unroll
+        for (int j = 0; j < kMmaAdded; ++j) {
+          const float(&a)[4] = acc[i][first + j];
+          to[j * 32] = make_float4(a[0], a[1], a[2], a[3]);
+        }
       }
-    }
-    named_barrier(1 + threadIdx.x / 128, 128);
+      named_barrier(barrier, 128);
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
+      for (int j = 0; j < kMmaAdded; ++j) {
+        float* const sum = d + 4 * (first + j);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        // Registers have no run-time index.
-        float own = acc[0][j][e];
+        for (int e = 0; e < 4; ++e) {
+          // Registers have no run-time index.
+          float own = acc[0][first + j][e];
 #pragma unroll
-        for (int i = 1; i < kRowTiles; ++i) own = i == warp ? acc[i][j][e] : own;
-        d[4 * j + e] = own;
-      }
+          for (int i = 1; i < kRowTiles; ++i) own = i == warp ? acc[i][first + j][e] : own;
+          sum[e] = own;
+        }
 #pragma unroll
-      for (int i = 0; i < kGiven; ++i) {
-        const float4 other = exchange[((warp * kGiven + i) * kTokenTiles + j) * 32];
-        d[4 * j] += other.x;
-        d[4 * j + 1] += other.y;
-        d[4 * j + 2] += other.z;
-        d[4 * j + 3] += other.w;
+        for (int i = 0; i < kGiven; ++i) {
+          const float4 other = exchange[((warp * kGiven + i) * kMmaAdded + j) * 32];
+          sum[0] += other.x;
+          sum[1] += other.y;
+          sum[2] += other.z;
+          sum[3] += other.w;
+        }
       }
     }
   }

@@ -35,7 +35,8 @@ struct wgmma_consumer {
 
   /// The first of this thread's channels of a tile; the other is 8 further.
   __device__ __forceinline__ static int channel(int row0) {
-    return row0 + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    return row0 + threadIdx.x / 128 * P.group_rows() + threadIdx.x % 128 / 32 * 16 +
+           threadIdx.x % 32 / 4;
   }
 
   /// The calling warp has read the stage before the current one: tells whoever writes to it.
@@ -180,9 +181,9 @@ struct wgmma_consumer {
     constexpr int kPlaces = L.staging / (P.chunk * 64 * static_cast<int>(sizeof(Out)));
     // What is unrolled: an epilogue may be long, but what it reads should be read together. Floats
     // take twice the registers, which the largest tile alone has.
-    constexpr int kStep = P.chunk == 16 || (sizeof(Out) == 4 && P.tokens < 256) ? 16 : 32;
+    constexpr int kStep = P.mma() || (sizeof(Out) == 4 && P.tokens < 256) ? 16 : 32;
     constexpr int kUnrolled = P.chunk % 64 == 0 ? 1 : P.tokens / P.chunk;
-    const int n0 = row0 + threadIdx.x / 128 * 64;
+    const int n0 = row0 + threadIdx.x / 128 * P.group_rows();
     if (n0 >= output.w.rows) return;
     const int n = channel(row0);
     const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
@@ -213,8 +214,8 @@ struct wgmma_consumer {
       }
       shared_to_async_fence();
       named_barrier(barrier, 128);
-      if (!output.aligned) {
-        place.store_directly(output, m0, n0, P.chunk);
+      if (!output.aligned || P.group_rows() != 64) {
+        place.template store_directly<P.group_rows()>(output, m0, n0, P.chunk);
       } else if (leader) {
         place.store(y_map, m0, n0, output.w.rows);
         tma_store_commit();
@@ -231,7 +232,7 @@ struct wgmma_consumer {
     constexpr int kGroups = P.chunk / 8;
     // What the epilogue reads for these is read together. Of 64 tokens a block owns few groups.
     constexpr int kTogether = P.tokens > 64 ? 4 : 2;
-    const int n0 = row0 + threadIdx.x / 128 * 64;
+    const int n0 = row0 + threadIdx.x / 128 * P.group_rows();
     const int n = channel(row0);
     const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const int barrier = 1 + threadIdx.x / 128;
@@ -251,7 +252,7 @@ struct wgmma_consumer {
         });
       }
       named_barrier(barrier, 128);
-      place.store_directly(output, m0, n0, 8 * count);
+      place.template store_directly<P.group_rows()>(output, m0, n0, 8 * count);
     }
   }
 
@@ -264,7 +265,7 @@ struct wgmma_consumer {
     constexpr int kTokens = 8 * wgmma_halves<Element, Tile>::kRoundGroups;
     static_assert(kTokens * 64 * 4 <= L.staging,
                   "a round's values lie over the first round's sums");
-    const int n0 = row0 + threadIdx.x / 128 * 64;
+    const int n0 = row0 + threadIdx.x / 128 * P.group_rows();
     const int n = channel(row0);
     const float scales[2] = {kUnit * output.scale(n), kUnit * output.scale(n + 8)};
     const int barrier = 1 + threadIdx.x / 128;
@@ -286,7 +287,8 @@ struct wgmma_consumer {
         return output.finish(sum, scales[half], m0 + token, n + 8 * half);
       });
       named_barrier(barrier, 128);
-      place.store_directly(output, m0, n0, min(kTokens, halves.tokens() - first));
+      place.template store_directly<P.group_rows()>(output, m0, n0,
+                                                    min(kTokens, halves.tokens() - first));
     }
   }
 

@@ -50,7 +50,7 @@ struct wgmma_launcher {
                   wgmma_start start) const {
     const auto with = [&](auto tile) {
       constexpr wgmma_tile kTile = decltype(tile)::value;
-      if constexpr (wgmma_policy_of(kTile).mma() && !is_quantized_v<Element>) {
+      if constexpr (!wgmma_policy_of(kTile).takes(is_quantized_v<Element>)) {
         return cudaErrorInvalidDeviceFunction;
       } else {
         return run<kTile>(device, cut.splits, first, count, start);
@@ -59,10 +59,16 @@ struct wgmma_launcher {
     switch (cut.tile) {
       case wgmma_tile::rows64_tokens16:
         return with(std::integral_constant<wgmma_tile, wgmma_tile::rows64_tokens16>{});
-      case wgmma_tile::rows128_tokens16:
-        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens16>{});
+      case wgmma_tile::rows144_tokens16:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows144_tokens16>{});
       case wgmma_tile::rows192_tokens16:
         return with(std::integral_constant<wgmma_tile, wgmma_tile::rows192_tokens16>{});
+      case wgmma_tile::rows48_tokens32:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows48_tokens32>{});
+      case wgmma_tile::rows64_tokens32:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows64_tokens32>{});
+      case wgmma_tile::rows144_tokens32:
+        return with(std::integral_constant<wgmma_tile, wgmma_tile::rows144_tokens32>{});
       case wgmma_tile::rows128_tokens32:
         return with(std::integral_constant<wgmma_tile, wgmma_tile::rows128_tokens32>{});
       case wgmma_tile::rows192_tokens32:

@@ -97,16 +97,17 @@ struct wgmma_staging {
     }
   }
 
-  /// By the whole warpgroup: stores the first `tokens` itself, to any Y.
-  template <class Output>
+  /// By the whole warpgroup: stores the first `tokens` of the first Channels itself, to any Y.
+  template <int Channels, class Output>
   __device__ __forceinline__ void store_directly(const Output& output, int m, int n,
                                                  int tokens) const {
     constexpr int kVector = 16 / static_cast<int>(sizeof(Out)), kVectors = 64 / kVector;
     tokens = min(tokens, output.m_count - m);
-    if (output.aligned && n + 64 <= output.w.rows) {
+    if (output.aligned && n + Channels <= output.w.rows) {
       constexpr int kStep = 128 / kVectors;  // tokens at a time
       static_assert(kStep % 8 == 0, "the swizzle repeats every 8 tokens");
       const int first = threadIdx.x % 128 / kVectors, channel = threadIdx.x % kVectors * kVector;
+      if (channel >= Channels) return;
       const std::byte* from = base + offset(first, channel);
       Out* to = output.y + (m + first) * output.ld + n + channel;
 #pragma unroll 4
@@ -119,6 +120,7 @@ struct wgmma_staging {
     }
     for (int i = threadIdx.x % 128; i < tokens * kVectors; i += 128) {
       const int token = i / kVectors, channel = i % kVectors * kVector;
+      if (channel >= Channels) continue;
       const std::byte* const from = base + offset(token, channel);
       Out* const to = output.y + (m + token) * output.ld + n + channel;
       if (output.aligned && n + channel + kVector <= output.w.rows) {

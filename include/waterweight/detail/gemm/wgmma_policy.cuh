@@ -7,11 +7,14 @@ WATERWEIGHT_ARCH_NAMESPACE_BEGIN
 namespace detail {
 
 enum class wgmma_tile {
-  rows64_tokens16,  ///< of 16 tokens: INT8 weights only
-  rows128_tokens16,
+  rows64_tokens16,  ///< this and the next five by mma.sync: INT8 weights only
+  rows144_tokens16,
   rows192_tokens16,
+  rows48_tokens32,
+  rows64_tokens32,
+  rows144_tokens32,
   rows128_tokens32,
-  rows192_tokens32,
+  rows192_tokens32,  ///< 16-bit weights only
   rows128_tokens64,
   rows192_tokens64,
   rows128_tokens128,
@@ -20,7 +23,7 @@ enum class wgmma_tile {
   rows128_tokens256,
   rows128_tokens88,
 };
-inline constexpr int kWgmmaTiles = 12;
+inline constexpr int kWgmmaTiles = 15;
 inline constexpr int kWgmmaMaxSplits = 8;  ///< blocks of a portable cluster
 
 inline constexpr int kWgmmaBlockK = 64;  ///< K elements per block of K: 128 bytes of X
@@ -28,17 +31,24 @@ inline constexpr int kWgmmaMaxStages = 8;
 
 /// The warps of a warpgroup that share K: see mma_consumer.
 inline constexpr int kMmaWarps = 4;
+inline constexpr int kMmaAdded = 2;  ///< groups of 8 tokens that they add at a time
 
-/// A block computes rows() x tokens of Y^T; each warpgroup of consumers owns 64 rows of W.
+/// A block computes rows() x tokens of Y^T; each warpgroup of consumers owns group_rows() of W.
 struct wgmma_policy {
-  int warpgroups;     ///< of consumers
-  int tokens;         ///< rows of X: N of the instruction
-  int multicast;      ///< blocks of a cluster that share their rows of X, where K is not split
-  int chunk;          ///< tokens that a warpgroup hands to the copy engine at a time
-  int residents = 1;  ///< blocks on an SM, of this launch or the next
+  int warpgroups;         ///< of consumers
+  int tokens;             ///< rows of X: N of the instruction
+  int multicast;          ///< blocks of a cluster that share their rows of X, where K is not split
+  int chunk;              ///< tokens that a warpgroup hands to the copy engine at a time
+  int mma_row_tiles = 0;  ///< of 16 rows: a warpgroup's, where it multiplies by mma.sync
+  int residents = 1;      ///< blocks on an SM, of this launch or the next
 
   /// Multiplies by mma.sync: see mma_consumer.
-  WATERWEIGHT_HOST_DEVICE constexpr bool mma() const { return tokens == 16; }
+  WATERWEIGHT_HOST_DEVICE constexpr bool mma() const { return mma_row_tiles > 0; }
+  /// INT8 weights are multiplied by mma.sync for up to 32 tokens, others never. For more tokens and
+  /// few channels they need small tiles too.
+  WATERWEIGHT_HOST_DEVICE constexpr bool takes(bool quantized) const {
+    return quantized ? mma() || tokens > 32 || warpgroups == 2 : !mma();
+  }
   /// Warps that read a stage.
   WATERWEIGHT_HOST_DEVICE constexpr int readers() const { return consumers() / (mma() ? 64 : 32); }
 
@@ -47,12 +57,16 @@ struct wgmma_policy {
   /// tokens, and with those of four stages 2560 x 2560 takes 1.5 % longer at 512. X of few tokens
   /// is small.
   WATERWEIGHT_HOST_DEVICE constexpr int early_stages() const { return mma() ? 4 : 2; }
-  WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return 64 * warpgroups; }
+  /// 48 rows cut some products into tiles for which there are just enough SMs.
+  WATERWEIGHT_HOST_DEVICE constexpr int group_rows() const {
+    return mma() ? 16 * mma_row_tiles : 64;
+  }
+  WATERWEIGHT_HOST_DEVICE constexpr int rows() const { return group_rows() * warpgroups; }
   WATERWEIGHT_HOST_DEVICE constexpr int consumers() const { return 128 * warpgroups; }
   /// Consumers need more registers than their share: the producer is then a whole warpgroup, though
   /// one thread of it works, because only whole warpgroups can hand registers to others.
   WATERWEIGHT_HOST_DEVICE constexpr bool wide() const {
-    return tokens > 128 || (warpgroups > 2 && !mma());
+    return tokens > 128 || (warpgroups > 2 && tokens > 16);
   }
   /// Two blocks that share K exchange halves of their sums: see wgmma_halves. Of 256 tokens these
   /// would take more shared memory and registers than there are.
@@ -71,11 +85,17 @@ struct wgmma_policy {
 WATERWEIGHT_HOST_DEVICE constexpr wgmma_policy wgmma_policy_of(wgmma_tile tile) {
   switch (tile) {
     case wgmma_tile::rows64_tokens16:
-      return {1, 16, 1, 16, 2};
-    case wgmma_tile::rows128_tokens16:
-      return {2, 16, 1, 16, 1};
+      return {1, 16, 1, 16, 4, 2};
+    case wgmma_tile::rows144_tokens16:
+      return {3, 16, 1, 16, 3};
     case wgmma_tile::rows192_tokens16:
-      return {3, 16, 1, 16, 1};
+      return {3, 16, 1, 16, 4};
+    case wgmma_tile::rows48_tokens32:
+      return {1, 32, 1, 32, 3, 2};
+    case wgmma_tile::rows64_tokens32:
+      return {1, 32, 1, 32, 4, 2};
+    case wgmma_tile::rows144_tokens32:
+      return {3, 32, 1, 32, 3};
     case wgmma_tile::rows128_tokens32:
       return {2, 32, 1, 32};
     case wgmma_tile::rows192_tokens32:
@@ -126,7 +146,8 @@ WATERWEIGHT_HOST_DEVICE constexpr wgmma_layout wgmma_layout_of(wgmma_policy p, i
   const int chunks = p.tokens / p.chunk;
   const int places = chunks == 4 && element_bytes == 2 ? 2 : (chunks < 2 ? 2 : chunks);
   const int staging = places * p.chunk * 64 * 2;
-  const int exchange = p.mma() ? (kMmaWarps - 1) * 64 * p.tokens * 4 : 0;
+  // For 64 rows always: warps without rows of their own read there too.
+  const int exchange = p.mma() ? (kMmaWarps - 1) * 64 * kMmaAdded * 8 * 4 : 0;
   const int behind = p.warpgroups * (staging + exchange);
   // Of an SM's 228 KiB each block costs 1 KiB more than it asks for, 1 KiB goes to the alignment
   // of the stages and some bytes to the barriers.

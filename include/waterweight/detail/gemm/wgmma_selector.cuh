@@ -35,17 +35,23 @@ struct wgmma_tile_time {
 
 /// The default choice: the plan that should take the least time by what its parts took on H200.
 /// 16-bit weights change all of them alike. On the shapes of gemm_bench at M = 32 to 4096 the plan
-/// takes 1 % longer than the fastest one in the mean; of those shapes' cuts at 9, 12 and 16 tokens
-/// it takes the fastest.
+/// takes 1 % longer than the fastest one in the mean; of those shapes' cuts for up to
+/// 32 tokens it takes the fastest but for 1 %.
 struct default_wgmma_selector {
   static constexpr wgmma_tile_time time_of(wgmma_tile tile) {
     switch (tile) {
       case wgmma_tile::rows64_tokens16:
         return {1750, 70, 165};
-      case wgmma_tile::rows128_tokens16:
-        return {2050, 100, 130};
+      case wgmma_tile::rows144_tokens16:
+        return {1750, 100, 195};
       case wgmma_tile::rows192_tokens16:
         return {1900, 110, 260};
+      case wgmma_tile::rows48_tokens32:
+        return {2150, 105, 90};
+      case wgmma_tile::rows64_tokens32:
+        return {2400, 70, 200};
+      case wgmma_tile::rows144_tokens32:
+        return {2800, 60, 250};
       case wgmma_tile::rows128_tokens32:
         return {1900, 210, 30};
       case wgmma_tile::rows192_tokens32:
@@ -79,7 +85,7 @@ struct default_wgmma_selector {
     constexpr int kHalvesOf64Tokens = 430;
     // Most of what few tokens take is waiting for each other, and exchanging halves takes no longer
     // than storing a whole tile.
-    if (p.mma()) return splits == 2 ? 0 : kOf64Tokens[splits] * 65 / 100;
+    if (p.mma()) return splits == 2 ? 0 : kOf64Tokens[splits] * (p.tokens == 16 ? 65 : 100) / 100;
     return (p.halves() && splits == 2 ? kHalvesOf64Tokens : kOf64Tokens[splits]) * p.tokens / 64;
   }
   /// How many clusters run at once: a cluster stays inside a GPC, which leaves places idle. The
@@ -94,11 +100,18 @@ struct default_wgmma_selector {
 
   struct shape {
     int m, n, k;
+    bool quantized;
   };
+
+  /// With INT8 weights, up to 32 tokens have tiles of their own.
+  static constexpr bool fits(const wgmma_policy& p, const shape& s) {
+    if (!s.quantized || s.m > 32) return p.takes(s.quantized) && !p.mma();
+    return p.mma() && p.tokens == divide_up(s.m, 16) * 16;
+  }
 
   static constexpr std::int64_t time(wgmma_cut cut, int sms, const shape& s) {
     const wgmma_policy p = wgmma_policy_of(cut.tile);
-    if (p.mma() != (s.m <= 16)) return kNever;
+    if (!fits(p, s)) return kNever;
     const wgmma_tile_time t = time_of(cut.tile);
     const int places = p.residents * sms;
     const int blocks = divide_up(s.k, kWgmmaBlockK), token_tiles = divide_up(s.m, p.tokens);
@@ -140,9 +153,9 @@ struct default_wgmma_selector {
   }
 
   constexpr wgmma_plan operator()(const device_info& device, std::int64_t m, std::int64_t n,
-                                  std::int64_t k) const {
+                                  std::int64_t k, bool quantized) const {
     const int sms = device.sm_count;
-    const shape all{static_cast<int>(m), static_cast<int>(n), static_cast<int>(k)};
+    const shape all{static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), quantized};
     wgmma_plan plan{{wgmma_tile::rows128_tokens256, 1}, n, {wgmma_tile::rows128_tokens256, 1}};
     std::int64_t least = fastest(sms, all, &plan.first);
     // Whole rounds of one tile first, what is left in another way.
@@ -156,9 +169,9 @@ struct default_wgmma_selector {
       if (rows <= 0 || rows >= n) continue;
       const wgmma_cut first{tile, 1};
       wgmma_cut rest{};
-      const std::int64_t needed = time(first, sms, {all.m, static_cast<int>(rows), all.k}) +
-                                  kSecondLaunch +
-                                  fastest(sms, {all.m, static_cast<int>(n - rows), all.k}, &rest);
+      const std::int64_t needed =
+          time(first, sms, {all.m, static_cast<int>(rows), all.k, quantized}) + kSecondLaunch +
+          fastest(sms, {all.m, static_cast<int>(n - rows), all.k, quantized}, &rest);
       if (needed < least) {
         least = needed;
         plan = {first, rows, rest};
