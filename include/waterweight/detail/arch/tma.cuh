@@ -26,7 +26,17 @@ __device__ __forceinline__ void tma_load(std::uint32_t target, const CUtensorMap
       : "memory");
 }
 
-/// The same into every block of the cluster whose bit is set in `blocks`, at the same addresses.
+/// The same under an L2 policy.
+__device__ __forceinline__ void tma_load(std::uint32_t target, const CUtensorMap& map, int row,
+                                         int column, std::uint32_t barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+/// tma_load() into every block of the cluster whose bit is set in `blocks`, at the same addresses.
 __device__ __forceinline__ void tma_load_multicast(std::uint32_t target, const CUtensorMap& map,
                                                    int row, int column, std::uint32_t barrier,
                                                    std::uint16_t blocks) {
@@ -93,12 +103,12 @@ inline decltype(&cuTensorMapEncodeTiled) tma_encoder() {
 }
 
 /// A map of boxes of `box_rows` x `box_cols` elements of a row-major matrix. A box's row is one
-/// swizzle span: 64 or 128 bytes. Data and rows must be 16-byte aligned. False: the driver takes no
-/// such map.
+/// swizzle span: 64 or 128 bytes. Data and rows must be 16-byte aligned. L2 fetches `promotion`
+/// from memory at a time. False: the driver takes no such map.
 template <class Element>
 bool tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element* data, std::int64_t rows,
                   std::int64_t cols, std::int64_t ld, int box_rows, int box_cols,
-                  CUtensorMap* map) {
+                  CUtensorMapL2promotion promotion, CUtensorMap* map) {
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ld) * sizeof(Element)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_cols), static_cast<cuuint32_t>(box_rows)};
@@ -107,7 +117,7 @@ bool tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element* data,
       map, tma_type<Element>(), 2, const_cast<Element*>(data), sizes, strides, box, steps,
       CU_TENSOR_MAP_INTERLEAVE_NONE,
       box_cols * sizeof(Element) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return status == CUDA_SUCCESS;
 }
 

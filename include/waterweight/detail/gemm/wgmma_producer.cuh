@@ -1,6 +1,7 @@
 // The ring of stages that the wgmma kernel reads, and the thread that fills it.
 #pragma once
 
+#include <waterweight/detail/arch/bulk_copy.cuh>
 #include <waterweight/detail/arch/dependent_launch.cuh>
 #include <waterweight/detail/arch/mbarrier.cuh>
 #include <waterweight/detail/arch/tma.cuh>
@@ -53,7 +54,12 @@ struct wgmma_producer {
 
   __device__ __forceinline__ void load_w(const ring& to, const wgmma_segment& s, int stage) const {
     mbarrier_arrive_expect(to.filled, L.stage_bytes());
-    tma_load(to.stage, w_map, s.row0, stage * L.stage_k(), to.filled);
+    if constexpr (P.mma()) {
+      // One tile has all tokens: no other block reads these weights.
+      tma_load(to.stage, w_map, s.row0, stage * L.stage_k(), to.filled, evict_first_policy());
+    } else {
+      tma_load(to.stage, w_map, s.row0, stage * L.stage_k(), to.filled);
+    }
   }
 
   __device__ __forceinline__ void load_x(const ring& to, const wgmma_segment& s, int stage) const {
