@@ -64,22 +64,27 @@ struct gemm_launcher {
   /// streaming kernel has one block on an SM, so that its start and the activations show: H200, 16
   /// tokens, us with the wgmma kernel (by mma.sync, see mma_consumer) and with the streaming
   /// kernel: 2560 x 2560 4.1, 5.6; 10240 x 2560 8.8, 11.9; 2560 x 10240 8.7, 12.6; 17920 x
-  /// 2560 15.6, 15.3. Beside another kernel the streaming kernel, which asks for all of memory, is
-  /// the slower one: a step of Pythia-2.8B with 16 sequences, the MLP beside the attention, takes
-  /// 2283 us with it and 2103 with wgmma (medians, before mma.sync). Where K is too long for it,
-  /// gemv is the alternative: 4096 x 16384 22.1 with wgmma, 26.8 (8 tokens).
-  /// 16-bit weights, 16 tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2; 10240 x 2560 15.7,
-  /// 15.0; 2560 x 10240 15.6, 16.0; 4096 x 16384 37.8, 62.4 (gemv).
+  /// 2560 13.8, 15.9; 50304 x 2560 33.1, 32.9. Beside another kernel the streaming kernel, which
+  /// asks for all of memory, is the slower one: a step of Pythia-2.8B with 16 sequences, the MLP
+  /// beside the attention, takes 2283 us with it and 2103 with wgmma (medians, before mma.sync).
+  /// Where K is too long for it, gemv is the alternative: 4096 x 16384 22.1 with wgmma, 26.8 (8
+  /// tokens). Up to 8 tokens long rows pay: 16384 x 4096 18.7, 22.3 (2, 4 and 8 tokens); 2560 x
+  /// 10240 8.7, 9.3 (8 tokens) and 8.8, 8.9 (2 and 4); 50304 x 2560 33.1, 30.0. 16-bit weights, 16
+  /// tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2; 10240 x 2560 15.7, 15.0; 2560 x
+  /// 10240 15.6, 16.0; 4096 x 16384 37.8, 62.4 (gemv).
   bool prefers_wgmma(const device_info& device) const {
     if (!kCompiledForSm90 || device.compute_capability != 90) return false;
-    constexpr std::int64_t kMany = (is_quantized_v<Element> ? 32 : 24) << 20, kSome = 4 << 20;
+    constexpr std::int64_t kMillion = 1 << 20;
     const std::int64_t weights = std::int64_t{w.rows} * w.cols;
-    const bool few_tokens = x.rows <= 8, faster = w.cols > 2560 || weights <= kMany;
+    const auto faster = [&](int many) {
+      return weights >= 4 * kMillion && (w.cols > 2560 || weights <= many * kMillion);
+    };
     if constexpr (!is_quantized_v<Element>) {
-      return !few_tokens && !device.beside_others && faster && weights >= kSome;
+      return x.rows > 8 && !device.beside_others && faster(24);
     } else {
-      if (few_tokens) return w.cols > 10240 && weights > kMany;
-      return device.beside_others || (faster && weights >= kSome);
+      if (x.rows > 8) return device.beside_others || faster(48);
+      if (w.cols >= 10240) return weights > (x.rows > 4 ? 24 : 32) * kMillion;
+      return w.cols >= 4096 && weights > 48 * kMillion;
     }
   }
 
