@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   __shared__ __align__(8) stream_barriers barriers;
   __shared__ float scales[kStreamScales][kStreamGroup];
   std::byte* const ring = stream_memory;
-  float* const sums = reinterpret_cast<float*>(ring + plan.slots * plan.tile_bytes());
+  float* const sums = reinterpret_cast<float*>(ring + plan.ring_bytes());
   float* const inbox = sums + kStreamBuffers * kStreamWarps * kSums;
   const stream_share share(plan, w.cols * static_cast<int>(sizeof(Element)));
   const int warps = share.warps, groups = share.groups();

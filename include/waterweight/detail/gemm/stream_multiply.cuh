@@ -216,8 +216,9 @@ class stream_multiplier {
   }
 
   /// This lane's chunk c of a row. Past the end of K activations are zeros: any bytes are weights,
-  /// as long as they are finite. INT8 is: what follows in shared memory will do, and chunks are
-  /// immediate offsets. Of 16-bit weights it is those at the beginning of the row.
+  /// as long as they are finite. INT8 is: what follows in the ring will do, or behind it
+  /// (kStreamBehindRing), and chunks are immediate offsets. Of 16-bit weights it is those at the
+  /// beginning of the row.
   __device__ __forceinline__ uint4 weights_at(std::uint32_t lane_first, int c) const {
     const bool any = sizeof(Element) == 1 || first_ + c * kStreamChunk < bytes_;
     return load_shared_in_order(lane_first + (any ? c * kStreamChunk : -first_));
