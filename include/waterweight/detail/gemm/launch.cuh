@@ -63,13 +63,13 @@ struct gemm_launcher {
   /// Whether the wgmma kernel is faster than kernels for few tokens. With more than eight the
   /// streaming kernel has one block on an SM, so that its start and the activations show: H200, 16
   /// tokens, us with the wgmma kernel (by mma.sync, see mma_consumer) and with the streaming
-  /// kernel: 2560 x 2560 4.1, 5.6; 10240 x 2560 8.8, 11.9; 2560 x 10240 8.7, 12.6; 17920 x
-  /// 2560 13.8, 15.9; 50304 x 2560 33.1, 32.9. Beside another kernel the streaming kernel, which
+  /// kernel: 2560 x 2560 4.0, 5.6; 10240 x 2560 8.4, 11.9; 2560 x 10240 8.4, 12.6; 17920 x
+  /// 2560 13.1, 15.9; 50304 x 2560 33.1, 32.9. Beside another kernel the streaming kernel, which
   /// asks for all of memory, is the slower one: a step of Pythia-2.8B with 16 sequences, the MLP
   /// beside the attention, takes 2283 us with it and 2103 with wgmma (medians, before mma.sync).
-  /// Where K is too long for it, gemv is the alternative: 4096 x 16384 22.1 with wgmma, 26.8 (8
-  /// tokens). Up to 8 tokens long rows pay: 16384 x 4096 18.7, 22.3 (2, 4 and 8 tokens); 2560 x
-  /// 10240 8.7, 9.3 (8 tokens) and 8.8, 8.9 (2 and 4); 50304 x 2560 33.1, 30.0. 16-bit weights, 16
+  /// Where K is too long for it, gemv is the alternative: 4096 x 16384 19.4 with wgmma, 26.8 (8
+  /// tokens). Up to 8 tokens long rows pay: 16384 x 4096 17.3, 22.3 (8 tokens) and 18.0, 22.2 (1);
+  /// 2560 x 10240 8.3, 9.3 (8) and 8.8, 8.9 (2 and 4); 50304 x 2560 33.1, 30.0. 16-bit weights, 16
   /// tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2; 10240 x 2560 15.7, 15.0; 2560 x
   /// 10240 15.6, 16.0; 4096 x 16384 37.8, 62.4 (gemv).
   bool prefers_wgmma(const device_info& device) const {
