@@ -52,8 +52,8 @@ struct ring_cursor {
 
 /// The side that fills: a thread, or one of `producers` of different warps that take turns, the one
 /// that pushes tiles index, index + producers, ... They wait for each other's tiles to land. A
-/// thread of its own, because the copies of several of a warp are started one after the other, which
-/// takes longer than computing their addresses. For most_in_flight see weight_ring.
+/// thread of its own, because the copies of several of a warp are started one after the other,
+/// which takes longer than computing their addresses. For most_in_flight see weight_ring.
 class ring_producer {
  public:
   __device__ __forceinline__ ring_producer(const weight_ring& ring, int most_in_flight,
