@@ -9,6 +9,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "examples/pythia/cli/commands.hpp"
@@ -35,6 +36,7 @@ struct BenchOptions {
   int decode_length = 1000;
   int batch_size = 1;
   std::uint64_t seed = 0;
+  double rest_seconds = 0.0;
   bool profile = false;
   std::vector<std::string> modes = {"fp16", "int8", "int8-h2o"};
 };
@@ -89,6 +91,7 @@ Measurement measure(const ModelSource& source, const EngineOptions& setup,
 
   engine->start(prompts, greedy);
   engine->run(std::min(kWarmUpSteps, options.decode_length));
+  std::this_thread::sleep_for(std::chrono::duration<double>(options.rest_seconds));
 
   std::vector<double> first_token;
   for (int i = 0; i < kPrefillRuns; ++i) {
@@ -238,6 +241,7 @@ void run_bench(const BenchOptions& options) {
   json["prefill_len"] = options.prefill_length;
   json["decode_len"] = options.decode_length;
   json["seed"] = options.seed;
+  json["rest_s"] = options.rest_seconds;
   json["date"] = date_utc();
   json["commit"] = commit();
 
@@ -295,6 +299,13 @@ void add_bench(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", options->seed, "of the random prompts")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--rest", options->rest_seconds,
+          "seconds without work before each mode is timed: a GPU lowers its clock for power "
+          "that was drawn before")
+      ->check(CLI::Range(0.0, 60.0))
       ->capture_default_str();
   command
       ->add_option("--modes", options->modes,

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <string>
 
 #include "tests/pythia/cli/run_pythia.hpp"
@@ -51,6 +52,17 @@ TEST(Bench, RunsTheModesThatAreAskedFor) {
   EXPECT_EQ(results[1]["mode"], "int8");
 }
 
+TEST(Bench, RestsBeforeEachMode) {
+  const TempDir dir;
+  const std::string result_file = dir.path() / "result.json";
+  const auto start = std::chrono::steady_clock::now();
+  const Outcome outcome = run_on_cpu({"bench", "--prefill_len", "4", "--decode_len", "2", "--modes",
+                                      "int8,fp16", "--rest", "0.75", "--json", result_file});
+  EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(1500));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(json_of(result_file)["rest_s"], 0.75);
+}
+
 TEST(Bench, TakesARandomModel) {
   const Outcome outcome =
       run_on_cpu({"bench", "--model", "random:14m", "--prefill_len", "4", "--decode_len", "2"});
@@ -65,6 +77,7 @@ TEST(Bench, RefusesModesSizesAndUnknownNames) {
                  {"2100", "2048"});
   expect_refusal(run_on_cpu({"bench", "--prefill_len", "0"}), {"--prefill"});
   expect_refusal(run_on_cpu({"bench", "--batch_size", "0"}), {"--batch"});
+  expect_refusal(run_on_cpu({"bench", "--rest", "-1"}), {"--rest"});
   expect_refusal(run_on_cpu({"bench", "--model", "random:3b"}), {"3b", "2.8b"});
   expect_refusal(run_on_cpu({"bench", "--ckpt_dir", "/nowhere"}), {"/nowhere"});
 }
