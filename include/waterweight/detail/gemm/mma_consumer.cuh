@@ -4,6 +4,7 @@
 
 #include <waterweight/detail/arch/dequant.cuh>
 #include <waterweight/detail/arch/mbarrier.cuh>
+#include <waterweight/detail/arch/memory.cuh>
 #include <waterweight/detail/arch/mma.cuh>
 #include <waterweight/detail/arch/named_barrier.cuh>
 #include <waterweight/detail/gemm/wgmma_producer.cuh>
@@ -30,14 +31,6 @@ struct mma_consumer {
 
   wgmma_ring<std::int8_t, Tile>& ring;
 
-  __device__ __forceinline__ static uint4 read(std::uint32_t at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(at));
-    return v;
-  }
-
   /// acc += the product of the current stage's half of K. mma does not care which elements of K it
   /// gets, if those of both operands are the same: lane 4g + q takes 16 in a row, one vector of
   /// a row of W and two of a row of X, 4 of them for each mma. Vector j of row r is at j ^ r % 8 in
@@ -57,7 +50,7 @@ struct mma_consumer {
     for (int j = 0; j < kTokenTiles; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        tokens[j][i] = read(x + j * 1024 + ((x_vector + i) ^ g) * 16);
+        tokens[j][i] = load_shared_in_order(x + j * 1024 + ((x_vector + i) ^ g) * 16);
         word |= tokens[j][i].w;
       }
     }
@@ -65,7 +58,7 @@ struct mma_consumer {
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        weights[i][r] = read(w + (16 * i + 8 * r) * 128);
+        weights[i][r] = load_shared_in_order(w + (16 * i + 8 * r) * 128);
         word |= weights[i][r].w;
       }
     }
