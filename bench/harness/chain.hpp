@@ -102,8 +102,8 @@ inline Chain rotating_chain(cudaStream_t stream, int copies, const Chain::Launch
   return rounds <= 1 ? std::move(once) : Chain(stream, copies * rounds, launch);
 }
 
-/// Replays the chains in turn until the card has settled: its clock follows the power that was
-/// drawn up to 0.1 s ago.
+/// Replays the chains in turn until the card has settled: its clock follows the power drawn a
+/// moment before.
 inline void settle(const std::vector<const Chain*>& chains) {
   constexpr double kSeconds = 0.15;
   for (double seconds = 0; seconds < kSeconds;) {
