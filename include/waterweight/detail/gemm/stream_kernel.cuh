@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   __shared__ __align__(8) stream_barriers barriers;
   __shared__ float scales[kStreamScales][kStreamGroup];
   std::byte* const ring = stream_memory;
-  float* const sums = reinterpret_cast<float*>(ring + plan.ring_bytes());
+  float* const sums = reinterpret_cast<float*>(ring + plan.slots * plan.tile_bytes());
   float* const inbox = sums + kStreamBuffers * kStreamWarps * kSums;
   const stream_share share(plan, w.cols * static_cast<int>(sizeof(Element)));
   const int warps = share.warps, groups = share.groups();
@@ -164,10 +164,13 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     wait_for_earlier_kernels();
     multiplier mine(plan, share);
     mine.load(x, x_ld, m_count, share);
-    if (plan.warp_chunks > multiplier::kFewerChunks) {
-      mine.template run<multiplier::kChunks>(plan, share, barriers, ring, sums);
+    const bool exact = share.k_bytes == warps * plan.warp_chunks * kStreamChunk;
+    if (exact && plan.warp_chunks == multiplier::kChunks) {
+      mine.template run<multiplier::kChunks, true>(plan, share, barriers, ring, sums);
+    } else if (exact && plan.warp_chunks == multiplier::kFewerChunks) {
+      mine.template run<multiplier::kFewerChunks, true>(plan, share, barriers, ring, sums);
     } else {
-      mine.template run<multiplier::kFewerChunks>(plan, share, barriers, ring, sums);
+      mine.template run<multiplier::kChunks, false>(plan, share, barriers, ring, sums);
     }
   } else if (warp == kStreamWarps) {
     constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float)), kAhead = kStreamScales / 2;

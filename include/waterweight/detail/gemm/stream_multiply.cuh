@@ -111,8 +111,9 @@ class stream_multiplier {
   }
 
   /// Multiplies one group of rows after another: the first `Chunks` of this warp's chunks, which
-  /// are all that it has. Sums go to this warp's part of `sums`.
-  template <int Chunks>
+  /// are all that it has. Exact: that it has so many, and K fills them. Sums go to this warp's part
+  /// of `sums`.
+  template <int Chunks, bool Exact>
   __device__ __forceinline__ void run(const stream_plan& plan, const stream_share& share,
                                       stream_barriers& barriers, const std::byte* ring,
                                       float* sums) {
@@ -138,7 +139,7 @@ class stream_multiplier {
     for (unsigned q = 0; q < groups; ++q) {
       const unsigned buffer = q % kStreamBuffers;
       mbarrier_wait(full + q % kStreamMaxGroups * 8, q / kStreamMaxGroups & 1);
-      multiply<Chunks>(weights + low, weights + high, [&](std::uint32_t word) {
+      multiply<Chunks, Exact>(weights + low, weights + high, [&](std::uint32_t word) {
         if (following > 0) mbarrier_arrive(emptied + after_loading(word, plan.slots));
         // A branch: what is before it the compiler does not put behind the products that follow.
         mbarrier_wait(free + buffer * 8, (q / kStreamBuffers & 1) ^ 1);
@@ -160,15 +161,15 @@ class stream_multiplier {
   /// A lane has group() of the rows at `low` and `high`. Calls read(word) when the warp has loaded
   /// all that it needs of the ring, with some still to multiply; `word` is made of what every lane
   /// has loaded.
-  template <int Chunks, class Read>
+  template <int Chunks, bool Exact, class Read>
   __device__ __forceinline__ void multiply(std::uint32_t low, std::uint32_t high,
                                            const Read& read) {
     constexpr int kAhead = 2;  // chunks; there are no registers for more
     uint4 first[kAhead], second[kAhead];
 #pragma unroll
     for (int c = 0; c < kAhead; ++c) {
-      first[c] = weights_at(low, c);
-      second[c] = weights_at(high, c);
+      first[c] = weights_at<Exact>(low, c);
+      second[c] = weights_at<Exact>(high, c);
     }
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
@@ -186,8 +187,8 @@ class stream_multiplier {
       const std::uint32_t second_row[4] = {second[place].x, second[place].y, second[place].z,
                                            second[place].w};
       if (c + kAhead < Chunks) {
-        first[place] = weights_at(low, c + kAhead);
-        second[place] = weights_at(high, c + kAhead);
+        first[place] = weights_at<Exact>(low, c + kAhead);
+        second[place] = weights_at<Exact>(high, c + kAhead);
       }
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
@@ -215,12 +216,12 @@ class stream_multiplier {
     }
   }
 
-  /// This lane's chunk c of a row. Past the end of K activations are zeros: any bytes are weights,
-  /// as long as they are finite. INT8 is: what follows in the ring will do, or behind it
-  /// (kStreamBehindRing), and chunks are immediate offsets. Of 16-bit weights it is those at the
-  /// beginning of the row.
+  /// This lane's chunk c of a row. Past the end of K activations are zeros, and any weights will do
+  /// that are finite and there: those at the beginning of the row. Where nothing is past it, chunks
+  /// are immediate offsets.
+  template <bool Exact>
   __device__ __forceinline__ uint4 weights_at(std::uint32_t lane_first, int c) const {
-    const bool any = sizeof(Element) == 1 || first_ + c * kStreamChunk < bytes_;
+    const bool any = Exact || first_ + c * kStreamChunk < bytes_;
     return load_shared_in_order(lane_first + (any ? c * kStreamChunk : -first_));
   }
 

@@ -33,11 +33,6 @@ inline constexpr int kStreamScales = 8;   ///< groups whose scales are there or 
 /// Chunks of a row whose activations a warp keeps in registers.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_chunks(int element_bytes) { return 5 * element_bytes; }
 
-/// Bytes behind the ring that nobody writes: a warp loads as many chunks as its loop has, whatever
-/// there is of the row, and multiplies the others by zeros.
-inline constexpr int kStreamBehindRing = 384;
-static_assert(kStreamBehindRing >= stream_chunks(1) * kStreamChunk);
-
 /// Chunks of the loop for warps that have no more: K = 2048 or 4096 would have it idle for a fifth.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_fewer_chunks(int element_bytes) {
   return 4 * element_bytes;
@@ -76,17 +71,13 @@ struct stream_plan {
   }
   WATERWEIGHT_HOST_DEVICE constexpr int tile_bytes() const { return kStreamTile * pitch(); }
 
-  WATERWEIGHT_HOST_DEVICE constexpr int ring_bytes() const {
-    return slots * tile_bytes() + kStreamBehindRing;
-  }
-
   /// Sums of the block's warps, then those that blocks of the cluster send.
   WATERWEIGHT_HOST_DEVICE constexpr int sums_bytes(int n_tiles) const {
     return (kStreamBuffers * kStreamWarps + (cluster > 1 ? kStreamInboxes * cluster : 0)) *
            stream_sums(n_tiles) * static_cast<int>(sizeof(float));
   }
   WATERWEIGHT_HOST_DEVICE constexpr int shared_bytes(int n_tiles) const {
-    return ring_bytes() + sums_bytes(n_tiles);
+    return slots * tile_bytes() + sums_bytes(n_tiles);
   }
 };
 
@@ -163,8 +154,7 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   plan.warps = static_cast<int>(divide_up(chunks, plan.warp_chunks));
   plan.last_warps = static_cast<int>(divide_up(all - (cluster - 1) * chunks, plan.warp_chunks));
   plan.whole_rows = cluster == 1 && ld == k && k * element_bytes % kStreamChunk == 0;
-  const int room = 224 * 1024 / stream_blocks(n_tiles, element_bytes) - plan.sums_bytes(n_tiles) -
-                   kStreamBehindRing;
+  const int room = 224 * 1024 / stream_blocks(n_tiles, element_bytes) - plan.sums_bytes(n_tiles);
   const std::int64_t fitting = room / plan.tile_bytes();
   const std::int64_t useful = each < kStreamTiles ? kStreamTiles : each;
   plan.slots = static_cast<int>(fitting < useful ? fitting : useful);
