@@ -168,8 +168,8 @@ TYPED_TEST(StreamGemmTest, LongestRows) {
   this->check({16, 40, longest - 16, 0, 0, 0}, test::Kind::gelu_tanh, 1, true, generator);
 }
 
-// Each product reads what the one before it wrote, and writes what that one read. Beside others 16
-// tokens get another kernel.
+// Each product reads what the one before it wrote, and writes what that one read. Beside others
+// another kernel multiplies.
 TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
   using T = typename TestFixture::T;
   if constexpr (std::is_same_v<T, typename TestFixture::Out> &&
@@ -181,7 +181,7 @@ TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
       bool beside_others;
     };
     for (const Chain& chain :
-         {Chain{1, false}, Chain{8, false}, Chain{16, false}, Chain{16, true}}) {
+         {Chain{1, false}, Chain{8, false}, Chain{16, false}, Chain{8, true}, Chain{16, true}}) {
       const int m = chain.m;
       SCOPED_TRACE(::testing::Message() << "M " << m << " beside others " << chain.beside_others);
       this->device.beside_others = chain.beside_others;

@@ -55,16 +55,20 @@ TYPED_TEST(GemmTest, FewTokensAndManyWeights) {
   }
 }
 
-/// On half of the device, next to others: products of few weights and of many.
+/// On half of the device, next to others: products of few weights, of many, and of rows so long
+/// that blocks share them.
 TYPED_TEST(GemmTest, BesideOthers) {
   std::mt19937 generator(15);
   this->device.sm_count /= 2;
   this->device.beside_others = true;
   int i = 0;
-  for (int m : {8, 9, 16}) {
+  for (int m : {1, 2, 5, 8, 9, 16}) {
     this->check({m, 200, 512, 16, 16, 3}, static_cast<test::Kind>(i++ % 5), generator);
   }
-  this->check({13, 3301, 2560, 16, 16, 3}, test::Kind::residual, generator);
+  for (int m : {7, 13}) {
+    this->check({m, 3301, 2560, 16, 16, 3}, static_cast<test::Kind>(i++ % 5), generator);
+  }
+  this->check({3, 833, 10256, 16, 16, 0}, test::Kind::residual, generator);
 }
 
 TYPED_TEST(GemmTest, RandomShapesWithTails) {
@@ -106,6 +110,42 @@ TYPED_TEST(GemmInPlaceTest, ResidualMayBeTheOutput) {
         this->stream));
     ASSERT_CUDA(cudaStreamSynchronize(this->stream));
     this->compare(problem, test::Kind::residual, y.download());
+  }
+}
+
+template <class T>
+class GemmBesideOthersTest : public test::GemmFixture<std::tuple<T, std::int8_t, float>> {};
+TYPED_TEST_SUITE(GemmBesideOthersTest, ActivationTypes);
+
+/// Two to 16 tokens get the same kernel: another one would add in another order.
+TYPED_TEST(GemmBesideOthersTest, ATokenHasTheSameBitsAmongAnyFew) {
+  using T = TypeParam;
+  std::mt19937 generator(20);
+  this->device.sm_count /= 2;
+  this->device.beside_others = true;
+  for (const test::Shape& shape :
+       {test::Shape{16, 200, 512, 0, 0, 0}, test::Shape{16, 3400, 2560, 0, 0, 0}}) {
+    const int n = shape.n, k = shape.k;
+    const test::GemmProblem<T, std::int8_t, float> problem(shape, generator);
+    test::DeviceBuffer<T> x(problem.x);
+    test::DeviceBuffer<std::int8_t> w(problem.w);
+    test::DeviceBuffer<float> scale(problem.scale);
+    const auto multiply = [&](int m) {
+      test::DeviceBuffer<float> y(static_cast<std::size_t>(m) * n);
+      y.poison();
+      EXPECT_CUDA(waterweight::w8a16_gemm(
+          this->device, matrix_view<T>{x.data(), m, k, k},
+          int8_weight_view{w.data(), scale.data(), n, k, k}, matrix_view<float>{y.data(), m, n, n},
+          waterweight::identity_epilogue{}, this->workspace(), this->stream));
+      EXPECT_CUDA(cudaStreamSynchronize(this->stream));
+      return y.download();
+    };
+    const std::vector<float> all = multiply(shape.m);
+    for (int m : {2, 5, 8, 9}) {
+      const std::vector<float> few = multiply(m);
+      const std::vector<float> same(all.begin(), all.begin() + m * n);
+      EXPECT_TRUE(test::same_bits(same, few)) << m << " tokens, " << n << " x " << k;
+    }
   }
 }
 

@@ -39,6 +39,15 @@ TEST(StepForkTest, SharesTheWholeCardAtEveryBatch) {
   }
 }
 
+// The wgmma kernel multiplies from two tokens on, but for 16-bit weights.
+TEST(StepForkTest, FewSequencesHaveHalfTheCardForTheirMlpWhereNoWeightsAreStreamed) {
+  for (int batch : {2, 3, 8, 9}) EXPECT_EQ(kSms / 2, fork_of(batch).mlp_sms) << batch;
+  EXPECT_EQ(72, fork_of(1).mlp_sms);
+  for (int batch : {1, 2, 8}) {
+    EXPECT_EQ(72, fork_of(batch, WeightType::fp16).mlp_sms) << batch;
+  }
+}
+
 // 512 heads in six rounds: fewer blocks would need a seventh.
 TEST(StepForkTest, ManySequencesStreamThroughTheirShareOfTheCard) {
   for (int batch : {10, 16, 24, 40, 41, 64, 128}) {

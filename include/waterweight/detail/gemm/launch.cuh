@@ -65,8 +65,9 @@ struct gemm_launcher {
   /// tokens, us with the wgmma kernel (by mma.sync, see mma_consumer) and with the streaming
   /// kernel: 2560 x 2560 4.0, 5.6; 10240 x 2560 8.4, 11.9; 2560 x 10240 8.4, 12.6; 17920 x
   /// 2560 13.1, 15.9; 50304 x 2560 33.1, 32.9. Beside another kernel the streaming kernel, which
-  /// asks for all of memory, is the slower one: a step of Pythia-2.8B with 16 sequences, the MLP
-  /// beside the attention, takes 2283 us with it and 2103 with wgmma (medians, before mma.sync).
+  /// asks for all of memory, is the slower one from two tokens on: a step of Pythia-2.8B, the MLP
+  /// beside the attention, takes with it and with wgmma 2283 and 2103 us at 16 sequences (before
+  /// mma.sync), 1739 and 1432 at 8, 1340 and 1217 at 4, 1248 and 1143 at 2 (medians).
   /// Where K is too long for it, gemv is the alternative: 4096 x 16384 19.4 with wgmma, 26.8 (8
   /// tokens). Up to 8 tokens long rows pay: 16384 x 4096 17.3, 22.3 (8 tokens) and 18.0, 22.2 (1);
   /// 2560 x 10240 8.3, 9.3 (8) and 8.8, 8.9 (2 and 4); 50304 x 2560 33.1, 30.0. 16-bit weights, 16
@@ -82,7 +83,8 @@ struct gemm_launcher {
     if constexpr (!is_quantized_v<Element>) {
       return x.rows > 8 && !device.beside_others && faster(24);
     } else {
-      if (x.rows > 8) return device.beside_others || faster(48);
+      if (device.beside_others && x.rows > 1) return true;
+      if (x.rows > 8) return faster(48);
       if (w.cols >= 10240) return weights > (x.rows > 4 ? 24 : 32) * kMillion;
       return w.cols >= 4096 && weights > 48 * kMillion;
     }
@@ -91,7 +93,9 @@ struct gemm_launcher {
   wgmma_plan plan_wgmma(const device_info& device) const {
     return default_wgmma_selector{}(device, x.rows, w.rows, w.cols, is_quantized_v<Element>);
   }
-  static constexpr std::int64_t kFewWeights = 8 << 20;  ///< with fewer, wgmma has too few tiles
+  /// With fewer, wgmma has too few tiles. The attention's dense, 2560 x 2560, by gemv instead of
+  /// the streaming kernel: 1547 us a step and 1457 (8 sequences); by gemv for 16 tokens 1432.
+  static constexpr std::int64_t kFewWeights = 8 << 20;
 
   cudaError_t run(const device_info& device) const {
     const bool copyable = is_aligned(x.data, 16) && is_aligned(w.data, 16) &&
