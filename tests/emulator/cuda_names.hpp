@@ -60,6 +60,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (int lane = 0; lane < emulator::kWarpLanes; ++lane) votes |= table[lane][0] << lane;
   return votes;
 }
+inline int __any_sync(unsigned warp, int predicate) { return __ballot_sync(warp, predicate) != 0; }
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   return emulator::reduce(value, [](unsigned a, unsigned b) { return std::max(a, b); });
 }
