@@ -98,4 +98,53 @@ TEST_F(WeightRing, BringsThemWhenEveryLaneSaysThatItHasRead) {
   for (const int producers : {1, 2, 3}) expect_whole_and_in_order(32, producers);
 }
 
+/// One warp's first thread pushes more tiles than the ring has slots; another's reads none of them
+/// before it sees that the first has been idle (or gives up). idles[0], idles[1]: calls of idle()
+/// until the ring was full, and altogether.
+__global__ void fill_ring(const std::int8_t* in, int tiles, int slots, int* idles,
+                          std::int8_t* out) {
+  extern __shared__ __align__(128) std::byte memory[];
+  __shared__ std::uint64_t barriers[2 * kMaxSlots];
+  __shared__ volatile int idle;
+  constexpr int kBytes = 16, kPatience = 100000;
+  const waterweight::weight_ring ring{memory, barriers, barriers + kMaxSlots, slots, kBytes};
+  if (threadIdx.x == 0) {
+    ring.init();
+    idle = 0;
+  }
+  __syncthreads();
+  if (threadIdx.x == 32) {
+    waterweight::ring_producer producer(ring, 1);
+    for (int i = 0; i < tiles; ++i) {
+      if (i == slots) idles[0] = idle;
+      producer.push(in + i * kBytes, kBytes, 0, [&] { idle = idle + 1; });
+    }
+    idles[1] = idle;
+  } else if (threadIdx.x == 0) {
+    for (int i = 0; i < kPatience && idle == 0; ++i) __nanosleep(100);
+    waterweight::ring_cursor cursor;
+    for (int i = 0; i < tiles; ++i, cursor.advance(1, slots)) {
+      waterweight::detail::mbarrier_wait(ring.full + cursor.slot, cursor.parity);
+      const auto* tile = reinterpret_cast<const std::int8_t*>(ring.slot(cursor.slot));
+      for (int b = 0; b < kBytes; ++b) out[i * kBytes + b] = tile[b];
+      waterweight::detail::mbarrier_arrive(ring.empty + cursor.slot);
+    }
+  }
+}
+
+TEST_F(WeightRing, CallsBackWhileItIsFull) {
+  constexpr int kTiles = 20, kSlots = 4;
+  std::mt19937 generator(2);
+  std::vector<std::int8_t> host(16 * kTiles);
+  for (auto& byte : host) byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
+  DeviceBuffer<std::int8_t> in(host), out(host.size());
+  DeviceBuffer<int> idles(std::vector<int>{-1, -1});
+  fill_ring<<<1, 64, 16 * kSlots, stream>>>(in.data(), kTiles, kSlots, idles.data(), out.data());
+  ASSERT_CUDA(cudaGetLastError());
+  ASSERT_CUDA(cudaStreamSynchronize(stream));
+  EXPECT_EQ(out.download(), host);
+  EXPECT_EQ(idles.download()[0], 0) << "idle before it was full";
+  EXPECT_GT(idles.download()[1], 0) << "never idle";
+}
+
 }  // namespace

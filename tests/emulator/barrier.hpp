@@ -46,6 +46,16 @@ inline void mbarrier_wait(std::uint32_t address, std::uint32_t parity) {
   while (shared_at<Mbarrier>(address)->phase == parity) wait_at(address, "an mbarrier");
 }
 
+/// The time is up whenever chance says so.
+inline void mbarrier_wait_for(std::uint32_t& done, std::uint32_t address, std::uint32_t parity,
+                              std::uint32_t /*nanoseconds*/) {
+  maybe_yield();
+  done = shared_at<Mbarrier>(address)->phase != parity ? 1 : 0;
+  if (done != 0 || schedule->random.one_in(2)) return;
+  mbarrier_wait(address, parity);
+  done = 1;
+}
+
 inline void bar_sync(int number, int threads) {
   maybe_yield();
   NamedBarrier& barrier = current->warp->block->barriers[number];

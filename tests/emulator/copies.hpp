@@ -68,6 +68,12 @@ inline void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes,
   maybe_yield();
 }
 
+/// Nothing but a check: the machine ignores a prefetch from where there is nothing.
+inline void bulk_prefetch(const void* from, std::uint32_t bytes) {
+  if (bytes == 0 || bytes % 16 != 0) fault("bulk prefetch of an odd size");
+  check_copy(0, from, bytes);
+}
+
 template <class Word>
 void store_flagged(Word* target, std::uint64_t word) {
   maybe_yield();

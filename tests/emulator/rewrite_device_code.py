@@ -34,6 +34,7 @@ INSTRUCTIONS = [
     (r"^mbarrier\.arrive\.expect_tx\.", "mbarrier_arrive_expect"),
     (r"^mbarrier\.arrive\.shared", "mbarrier_arrive"),
     (r"^again: mbarrier\.try_wait\.parity\.", "mbarrier_wait"),
+    (r"^mbarrier\.try_wait\.parity\.shared\.b64 p, \[%1\], %2, %3;", "mbarrier_wait_for"),
     (r"^cp\.async\.bulk\.shared::cluster\.global\.", "bulk_copy"),
     (r"^createpolicy\.", "evict_first_policy"),
     (r"^cp\.async\.cg\.shared\.global \[%0\], \[%1\], 16, %2;", "async_copy"),
@@ -42,7 +43,8 @@ INSTRUCTIONS = [
     (r"^ex2\.approx\.ftz\.f32 ", "exp2_approximate"),
     (r"^shr\.u32 %0, %1, 16;", "upper_half"),
     (r"^fence\.(mbarrier_init|proxy\.async)", None),
-    (r"^(cp\.async\.bulk\.)?prefetch\.", None),
+    (r"^cp\.async\.bulk\.prefetch\.L2\.global ", "bulk_prefetch"),
+    (r"^prefetch\.", None),
 ]
 
 # In headers that the token kernel includes, but not in what it calls: a fault where it is reached.

@@ -24,7 +24,7 @@ struct TokenCase {
   int start = 100;     ///< tokens in the cache
   bool gelu_tanh = false;
   int blocks = 64;
-  int ring_slots = 32, in_flight = 8;
+  int ring_slots = 32, in_flight = 8, ahead = 8;
 
   int slots() const { return h2o ? heavy + recent + sinks + evict_every : capacity; }
 };
@@ -218,6 +218,7 @@ class TokenModel {
     p.gelu_tanh = sizes_.gelu_tanh;
     p.ring_slots = sizes_.ring_slots;
     p.most_in_flight = sizes_.in_flight;
+    p.tiles_ahead = sizes_.ahead;
 
     p.exchange.x = memory_.make<waterweight::flagged_word>(2 * kHidden);
     p.exchange.qkv = memory_.make<waterweight::flagged_word>(3 * kHidden);

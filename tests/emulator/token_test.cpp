@@ -81,6 +81,7 @@ TokenCase random_case(int number, int rows) {
   // The cache is nearly full, so that tokens evict, or half so.
   sizes.start = sizes.h2o ? std::max(1, one_of({sizes.slots() - 2, sizes.slots() / 2}))
                           : one_of({1, sizes.capacity - 4});
+  sizes.ahead = one_of({0, 1, 8});
   return sizes;
 }
 

@@ -45,6 +45,7 @@ class TokenProducer {
       : layer_count_(p.layer_count),
         layers_(layers),
         index_((static_cast<int>(threadIdx.x) - kTokenProducer) / 32),
+        reach_(p.tiles_ahead * kTokenProducers),
         producer_(ring, p.most_in_flight, index_, kTokenProducers) {}
 
   __device__ void run(const TokenShares& shares) {
@@ -71,8 +72,17 @@ class TokenProducer {
   __device__ __forceinline__ void rows(const TokenLinear<T>& linear, TokenShare share) {
     const std::byte* tile = linear.weight + tile_of(share, index_) * kTileBytes;
     const int step = kTokenProducers * static_cast<int>(gridDim.x) * kTileBytes;
+    int asked = index_;  // all before are in the ring or on their way to L2
     for (; index_ < share.count; index_ += kTokenProducers, tile += step) {
-      producer_.push(tile, kTileBytes);
+      // While the ring is full, memory would have nothing to do: it brings the product's next
+      // tiles as far as L2.
+      producer_.push(tile, kTileBytes, 0, [&] {
+        asked = max(asked, index_);
+        if (asked >= min(share.count, index_ + reach_)) return;
+        waterweight::detail::bulk_prefetch(linear.weight + tile_of(share, asked) * kTileBytes,
+                                           kTileBytes);
+        asked += kTokenProducers;
+      });
     }
     index_ -= share.count;
   }
@@ -90,6 +100,7 @@ class TokenProducer {
   int layer_count_;
   const TokenLayer<T>* layers_;
   int index_;  ///< of the next tile of this warp, among those of a product
+  int reach_;  ///< how many of both warps' tiles from that on are asked for
   waterweight::ring_producer producer_;
 };
 

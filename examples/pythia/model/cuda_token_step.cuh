@@ -30,6 +30,10 @@ class TokenStep {
   /// alone with tiles of 10 KiB: 731 us a token with 4 of them, 722 with 5, 724 with 6.
   static constexpr int kBytesInFlight = 56 << 10;
 
+  /// What a producer that finds the ring full asks L2 for, in tiles of its own. Not for full
+  /// attention: its keys and values, of which there are many, would come later.
+  static constexpr int kTilesAhead = 8;
+
   /// Decides whether the kernel serves these options, and registers its buffers if so.
   void plan(const Config& config, const EngineOptions& options, const KvState<T>& kv,
             const waterweight::device_info& device, DeviceArena* arena) {
@@ -148,6 +152,7 @@ class TokenStep {
     p_.capacity = kv.capacity;
     p_.splits = waterweight::detail::decode_splits(kv.capacity, kTokenAttentionThreads);
     if (p_.heads * p_.splits > kMaxTokenUnits * blocks_) return false;
+    p_.tiles_ahead = kv.evicts ? kTilesAhead : 0;
     p_.most_slots = (kv.capacity + p_.splits - 1) / p_.splits;
     p_.eps = static_cast<float>(config.layer_norm_eps);
     p_.gelu_tanh = config.activation == Activation::gelu_tanh;

@@ -66,9 +66,11 @@ class ring_producer {
   }
 
   /// The next tile: Pieces times `bytes` (a multiple of 16), `stride` bytes apart in memory.
-  template <int Pieces = 1>
-  __device__ __forceinline__ void push(const void* first, int bytes, std::int64_t stride = 0) {
-    acquire();
+  /// idle(): called every now and then as long as the ring has no room for it.
+  template <int Pieces = 1, class Idle>
+  __device__ __forceinline__ void push(const void* first, int bytes, std::int64_t stride,
+                                       const Idle& idle) {
+    acquire(idle);
     std::uint64_t* const full = ring_.full + next_.slot;
     std::byte* const slot = ring_.slot(next_.slot);
     detail::mbarrier_arrive_expect(full, static_cast<std::uint32_t>(Pieces * bytes));
@@ -79,15 +81,25 @@ class ring_producer {
     }
     next_.advance(producers_, ring_.slots);
   }
+  template <int Pieces = 1>
+  __device__ __forceinline__ void push(const void* first, int bytes, std::int64_t stride = 0) {
+    push<Pieces>(first, bytes, stride, [] {});
+  }
 
  private:
-  __device__ __forceinline__ void acquire() {
+  static constexpr std::uint32_t kIdleNanoseconds = 600;  ///< memory's time to answer
+
+  template <class Idle>
+  __device__ __forceinline__ void acquire(const Idle& idle) {
     for (; due_ > 0; --due_) {
       detail::mbarrier_wait(ring_.full + landed_.slot, landed_.parity);
       landed_.advance(1, ring_.slots);
     }
     due_ += producers_;
-    detail::mbarrier_wait(ring_.empty + next_.slot, next_.parity ^ 1);
+    while (
+        !detail::mbarrier_wait_for(ring_.empty + next_.slot, next_.parity ^ 1, kIdleNanoseconds)) {
+      idle();
+    }
   }
 
   weight_ring ring_;

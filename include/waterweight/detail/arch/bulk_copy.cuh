@@ -61,6 +61,23 @@ __device__ __forceinline__ void mbarrier_wait([[maybe_unused]] std::uint64_t* ba
       : "memory");
 }
 
+/// The same, but gives up after about `nanoseconds`: whether the phase has ended.
+__device__ __forceinline__ bool mbarrier_wait_for([[maybe_unused]] std::uint64_t* barrier,
+                                                  [[maybe_unused]] std::uint32_t parity,
+                                                  [[maybe_unused]] std::uint32_t nanoseconds) {
+  std::uint32_t done = 1;
+  WATERWEIGHT_SM90_ASM_(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared.b64 p, [%1], %2, %3;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity), "r"(nanoseconds)
+      : "memory");
+  return done != 0;
+}
+
 /// Starts a copy of `bytes` (a multiple of 16, both addresses 16-byte aligned).
 __device__ __forceinline__ void bulk_copy([[maybe_unused]] void* shared,
                                           [[maybe_unused]] const void* global,
