@@ -16,6 +16,15 @@ WATERWEIGHT_HOST_DEVICE constexpr TokenShare token_share(int tiles, int block, i
   return {block, (tiles - block + blocks - 1) / blocks};
 }
 
+/// How many blocks share `row_groups`, on as many SMs or more: one less in 32 may be left out, if
+/// all others then have as many groups each. Memory is as busy without them, and every block has
+/// fewer to wait for.
+WATERWEIGHT_HOST_DEVICE constexpr int token_blocks(int row_groups, int sms) {
+  const int most = sms < row_groups ? sms : row_groups;
+  const int each = (row_groups + most - 1) / most, even = row_groups / each;
+  return row_groups % each == 0 && most - even <= most / 32 ? even : most;
+}
+
 /// The tiles of four rows that one block computes of each product of a layer, and of the head. qkv
 /// and up are dealt out as one, because all blocks wait for the one that is the last to be done
 /// with them. A group is a tile of the attention output and those of the same rows of the down

@@ -142,7 +142,7 @@ class TokenStep {
       return false;
     }
     head_dim_ = config.head_dim();
-    blocks_ = std::min(device.sm_count, groups);
+    blocks_ = token_blocks(groups, device.sm_count);
     if ((groups + blocks_ - 1) / blocks_ > kMaxTokenGroups) return false;
     p_.layer_count = config.num_layers;
     p_.hidden = hidden;

@@ -68,4 +68,13 @@ TEST(CudaTokenShares, EveryTileOnceAndEvenly) {
   expect_exact(128, 512, 1);
 }
 
+TEST(CudaTokenShares, FewBlocksAreLeftOutWhereTheOthersAreEven) {
+  EXPECT_EQ(pythia::token_blocks(640, 132), 128);
+  EXPECT_EQ(pythia::token_blocks(512, 132), 128);
+  EXPECT_EQ(pythia::token_blocks(660, 132), 132) << "even with all of them";
+  EXPECT_EQ(pythia::token_blocks(640, 114), 114) << "not even with 107";
+  EXPECT_EQ(pythia::token_blocks(192, 132), 132) << "a quarter would be left out";
+  EXPECT_EQ(pythia::token_blocks(64, 132), 64);
+}
+
 }  // namespace
