@@ -26,11 +26,12 @@ constexpr int kTokenStagingThreads = 256;
 constexpr int kTokenMultiplyWarps = 6;
 constexpr int kTokenProducers = 2;
 // Registers of a thread: what a launch gives to each, and what the roles make of it among
-// themselves, a warpgroup at a time. A multiplying warp holds a tile, 80 of a thread at the most.
+// themselves, a warpgroup at a time. A multiplying warp holds a tile, 80 of a thread at the most;
+// a thread of attention the results of up to 16 splits, as flagged words 32.
 constexpr int kTokenLaunchRegisters = 96;
-constexpr int kTokenAttentionRegisters = 80;
+constexpr int kTokenAttentionRegisters = 88;
 constexpr int kTokenStagingRegisters = 64;
-constexpr int kTokenStreamRegisters = 136;
+constexpr int kTokenStreamRegisters = 128;
 constexpr int kTokenFirstStager = kTokenAttentionThreads;
 constexpr int kTokenFirstMultiplier = kTokenFirstStager + kTokenStagingThreads;
 constexpr int kTokenProducer = kTokenFirstMultiplier + 32 * kTokenMultiplyWarps;
