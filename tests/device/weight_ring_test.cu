@@ -99,29 +99,24 @@ TEST_F(WeightRing, BringsThemWhenEveryLaneSaysThatItHasRead) {
 }
 
 /// One warp's first thread pushes more tiles than the ring has slots; another's reads none of them
-/// before it sees that the first has been idle (or gives up). idles[0], idles[1]: calls of idle()
-/// until the ring was full, and altogether.
-__global__ void fill_ring(const std::int8_t* in, int tiles, int slots, int* idles,
-                          std::int8_t* out) {
+/// before it sees that the first has been idle (or gives up). full_after, idle: calls of idle()
+/// until the ring was full, and altogether, from 0.
+__global__ void fill_ring(const std::int8_t* in, int tiles, int slots, int* full_after,
+                          volatile int* idle, std::int8_t* out) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ std::uint64_t barriers[2 * kMaxSlots];
-  __shared__ volatile int idle;
   constexpr int kBytes = 16, kPatience = 100000;
   const waterweight::weight_ring ring{memory, barriers, barriers + kMaxSlots, slots, kBytes};
-  if (threadIdx.x == 0) {
-    ring.init();
-    idle = 0;
-  }
+  if (threadIdx.x == 0) ring.init();
   __syncthreads();
   if (threadIdx.x == 32) {
     waterweight::ring_producer producer(ring, 1);
     for (int i = 0; i < tiles; ++i) {
-      if (i == slots) idles[0] = idle;
-      producer.push(in + i * kBytes, kBytes, 0, [&] { idle = idle + 1; });
+      if (i == slots) *full_after = *idle;
+      producer.push(in + i * kBytes, kBytes, 0, [&] { *idle = *idle + 1; });
     }
-    idles[1] = idle;
   } else if (threadIdx.x == 0) {
-    for (int i = 0; i < kPatience && idle == 0; ++i) __nanosleep(100);
+    for (int i = 0; i < kPatience && *idle == 0; ++i) __nanosleep(100);
     waterweight::ring_cursor cursor;
     for (int i = 0; i < tiles; ++i, cursor.advance(1, slots)) {
       waterweight::detail::mbarrier_wait(ring.full + cursor.slot, cursor.parity);
@@ -138,13 +133,14 @@ TEST_F(WeightRing, CallsBackWhileItIsFull) {
   std::vector<std::int8_t> host(16 * kTiles);
   for (auto& byte : host) byte = static_cast<std::int8_t>(test::random_int(-127, 127, generator));
   DeviceBuffer<std::int8_t> in(host), out(host.size());
-  DeviceBuffer<int> idles(std::vector<int>{-1, -1});
-  fill_ring<<<1, 64, 16 * kSlots, stream>>>(in.data(), kTiles, kSlots, idles.data(), out.data());
+  DeviceBuffer<int> full_after(std::vector<int>{-1}), idle(std::vector<int>{0});
+  fill_ring<<<1, 64, 16 * kSlots, stream>>>(in.data(), kTiles, kSlots, full_after.data(),
+                                            idle.data(), out.data());
   ASSERT_CUDA(cudaGetLastError());
   ASSERT_CUDA(cudaStreamSynchronize(stream));
   EXPECT_EQ(out.download(), host);
-  EXPECT_EQ(idles.download()[0], 0) << "idle before it was full";
-  EXPECT_GT(idles.download()[1], 0) << "never idle";
+  EXPECT_EQ(full_after.download()[0], 0) << "idle before it was full";
+  EXPECT_GT(idle.download()[0], 0) << "never idle";
 }
 
 }  // namespace
