@@ -152,12 +152,13 @@ __global__ void __launch_bounds__(kThreads)
   waterweight::detail::follow_earlier_kernels();
   const int sequence = blockIdx.x;
   const float* row = logits + static_cast<std::int64_t>(sequence) * vocab;
-  const SamplingOptions options = *target.options;
-  const int count = options.vocab_limit;
+  const int count = target.options->vocab_limit;
+  const bool draws = target.options->temperature > 0.0f;
   const Candidate best = block_argmax(row, count);
   Candidate chosen = best;
   const int position = positions[sequence] + offset;
-  if (options.temperature > 0.0f && isfinite(best.value)) {
+  if (draws && isfinite(best.value)) {
+    const SamplingOptions options = *target.options;  // only now: block_argmax needs the registers
     const std::uint64_t lowest = lowest_candidate(row, count, best.value, options);
     chosen = {-INFINITY, INT32_MAX};
     for (int id = threadIdx.x; id < count; id += blockDim.x) {
