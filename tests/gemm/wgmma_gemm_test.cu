@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include <waterweight/detail/gemm/launch.cuh>
 #include <waterweight/detail/gemm/wgmma_launch.cuh>
 #include <waterweight/detail/gemm/wgmma_selector.cuh>
 
@@ -233,6 +234,64 @@ TEST(WgmmaSelector, TakesTheFastestCutsOfFewTokens) {
       EXPECT_EQ(plan.first.tile, fastest.tile);
       EXPECT_EQ(plan.first.splits, fastest.splits);
       EXPECT_EQ(plan.rows, shape.n);
+    }
+  }
+}
+
+// Likewise, of more tokens: the fastest of the cuts of tiles of 64.
+TEST(WgmmaSelector, TakesTheFastestCutsOf33To64Tokens) {
+  struct measured {
+    int n, k;
+    wgmma_cut fastest;
+  };
+  constexpr measured kMeasured[] = {{7680, 2560, {wgmma_tile::rows128_tokens64, 2}},
+                                    {2560, 2560, {wgmma_tile::rows128_tokens64, 4}},
+                                    {10240, 2560, {wgmma_tile::rows192_tokens64, 2}},
+                                    {2560, 10240, {wgmma_tile::rows128_tokens64, 5}},
+                                    {17920, 2560, {wgmma_tile::rows192_tokens64, 1}},
+                                    {50304, 2560, {wgmma_tile::rows192_tokens64, 1}}};
+  waterweight::device_info device{};
+  device.sm_count = 132;
+  device.compute_capability = 90;
+  for (const measured& shape : kMeasured) {
+    for (int m : {48, 64}) {
+      const wgmma_plan plan = detail::default_wgmma_selector{}(device, m, shape.n, shape.k, true);
+      EXPECT_EQ(plan.first.tile, shape.fastest.tile) << m << " x " << shape.n << " x " << shape.k;
+      EXPECT_EQ(plan.first.splits, shape.fastest.splits)
+          << m << " x " << shape.n << " x " << shape.k;
+    }
+  }
+}
+
+// Up to 16 tokens have other kernels too, which are faster for some shapes.
+TEST(WgmmaSelector, IsAskedWhereTheKernelIsTheFasterOneForFewTokens) {
+  struct measured {
+    int n, k;
+    bool of4, of8, of16;
+  };
+  constexpr measured kMeasured[] = {
+      {7680, 2560, false, true, true},   {2560, 2560, false, false, true},
+      {10240, 2560, false, false, true}, {17920, 2560, false, false, true},
+      {50304, 2560, false, false, true}, {16384, 4096, true, true, true},
+      {4096, 16384, true, true, true},   {512, 2560, false, false, false}};
+  waterweight::device_info device{};
+  device.sm_count = 132;
+  device.compute_capability = 90;
+  for (const measured& shape : kMeasured) {
+    for (int m : {4, 8, 9, 16}) {
+      using launcher =
+          detail::gemm_launcher<__half, std::int8_t, __half, waterweight::identity_epilogue>;
+      const launcher gemm{{nullptr, m, shape.k, shape.k},
+                          {nullptr, nullptr, shape.n, shape.k, shape.k},
+                          {nullptr, m, shape.n, shape.n},
+                          {},
+                          {},
+                          nullptr,
+                          {}};
+      EXPECT_EQ(gemm.prefers_wgmma(device), m <= 4   ? shape.of4
+                                            : m <= 8 ? shape.of8
+                                                     : shape.of16)
+          << m << " x " << shape.n << " x " << shape.k;
     }
   }
 }

@@ -75,7 +75,7 @@ struct default_wgmma_selector {
   static constexpr int kSecondLaunch = 4000;
   /// Bytes of INT8 weights in a microsecond; mma_consumer's tiles come closer to the card's 4.5 MB.
   static constexpr std::int64_t weights_per_microsecond(const wgmma_policy& p) {
-    return p.mma() ? 4300000 : 3300000;
+    return p.mma() ? 4300000 : p.tokens > 32 ? 3600000 : 3300000;
   }
   static constexpr std::int64_t kNever = std::int64_t{1} << 62;
 
