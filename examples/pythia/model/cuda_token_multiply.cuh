@@ -192,9 +192,12 @@ class TokenMultiplier {
     const int index = down ? tile.index / kTokenParts : tile.index;
     const int row =
         (tile.share().first + index * static_cast<int>(gridDim.x)) * kRows + lane_ % kRows;
-    const std::int8_t* planes = tile.kind == kUpTile || down ? second_ : first_;
     const int part = tile.index % kTokenParts;  // of K
-    if (down) planes += part * Hidden * (kQuantized ? 1 : static_cast<int>(sizeof(T)));
+    int place = tile.kind == kUpTile || down ? static_cast<int>(second_ - first_) : 0;
+    if (down) place += part * Hidden * (kQuantized ? 1 : static_cast<int>(sizeof(T)));
+    // Or the compiler would keep an address for each kind of tile, of which there are too many.
+    asm volatile("" : "+r"(place));
+    const std::int8_t* const planes = first_ + place;
     const TokenLinear<T>* const linear = layers_[tile.layer].linear;
 
     Channel c, of_down;
