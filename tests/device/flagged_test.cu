@@ -37,6 +37,7 @@ __global__ void pass_around(flagged_word* vector, int per_block, int rounds, boo
                                                        words);
       for (const uint2& word : words) own += word.x + word.y;
     } else {
+      waterweight::await_flagged(copy + min(thread, count - 1), epoch);
       std::uint32_t words[kEach];
       waterweight::wait_flagged<kEach, kThreads>(copy + thread, present(count), epoch, words);
       for (const std::uint32_t word : words) own += word;

@@ -1,8 +1,8 @@
 // The attention warps of the token kernel: H2O decode attention of every layer in units of a split
 // of a head, as h2o_decode_attention divides it. A block attends over all of its units first, the
 // keys and values of one arriving while it works on the one before. Splits are passed on as words
-// that carry their epoch: one of a head's blocks, always the same, merges them and passes the
-// head's output on. The block whose split of a head is the last to be done keeps the head's scores:
+// that carry their epoch: one block, always the same, merges those of a head and passes the head's
+// output on. The block whose split of a head is the last to be done keeps the head's scores:
 // off the critical path.
 #pragma once
 
@@ -55,18 +55,18 @@ class TokenAttention {
       // While this block waits for the input of down its ring fills up, and memory has time.
       while (staged_->mlp_layers < layer) __nanosleep(50);
       const int first = static_cast<int>(blockIdx.x), units = p_.heads * splits_;
-      if (first >= units) continue;
       int fresh = fresh_slot(layer, first);
       unit_of(layer, first, fresh).begin();
       for (int unit = first; unit < units; unit += gridDim.x) {
         const int next = unit + static_cast<int>(gridDim.x);
-        const int next_fresh = next < units ? fresh_slot(layer, next) : 0;
+        const int next_fresh = fresh_slot(layer, next);
         attend_over(layer, unit, fresh, next, next_fresh, epoch);
         fresh = next_fresh;
       }
-      for (int unit = first; unit < units; unit += gridDim.x) {
-        const int head = unit / splits_;
-        if (unit % splits_ == head % splits_) merge(layer, head, epoch);
+      // The last blocks merge: they have the fewest units.
+      const int blocks = static_cast<int>(gridDim.x);
+      for (int head = blocks - 1 - first; head < p_.heads; head += blocks) {
+        merge(layer, head, epoch);
       }
       if (layers_[layer].score != nullptr) {
         const unsigned last = complete(layer, first, units);
@@ -88,7 +88,9 @@ class TokenAttention {
 
   /// Where the new token of a unit's head goes.
   __device__ __forceinline__ int fresh_slot(int layer, int unit) const {
-    return min(max(layers_[layer].free_slot[unit / splits_], 0), live_ - 1);
+    const int head = unit / splits_;
+    if (head >= p_.heads) return 0;
+    return min(max(layers_[layer].free_slot[head], 0), live_ - 1);
   }
 
   /// A split of a head; an empty one if there is no such unit.
@@ -196,6 +198,8 @@ class TokenAttention {
     const int row = row_of(layer, head);
     waterweight::flagged_word* const out =
         p_.exchange.attention + (layer & 1) * (p_.hidden / 2) + head * (HeadDim / 2);
+    // A split's sums come before its elements: meanwhile they are read.
+    const waterweight::h2o_merge merged = merge_stats(row, epoch);
 #pragma unroll 1
     for (int d = static_cast<int>(threadIdx.x); d - static_cast<int>(threadIdx.x) < HeadDim;
          d += kThreads) {
@@ -206,7 +210,7 @@ class TokenAttention {
 #pragma unroll
       for (int split = 0; split < kSplits; ++split) parts[split] = __uint_as_float(words[split]);
       __syncwarp();
-      const float element = merge_stats(row, epoch).element(parts);
+      const float element = merged.element(parts);
       const float above = __shfl_down_sync(0xffffffffu, element, 1);
       if (d < HeadDim && d % 2 == 0) {
         waterweight::store_flagged(out + d / 2, waterweight::detail::pack_pair<T>(element, above),

@@ -57,6 +57,7 @@ class TokenStager {
       waterweight::detail::mbarrier_wait(staged_->done, layer & 1);
       const int copy = layer & 1;
       const waterweight::flagged_word* const mlp = p_.exchange.mlp + copy * (p_.inner / 2);
+      waterweight::await_flagged(mlp + 2 * thread_, epoch);
       stage_pairs<kTokenParts * kHidden>(mlp, epoch, second_, kDownInput);
       const waterweight::flagged_word* const attention =
           p_.exchange.attention + copy * (p_.hidden / 2);
@@ -131,9 +132,10 @@ class TokenStager {
     } else {
       waterweight::detail::mbarrier_wait(staged_->done + 1, (layer - 1) & 1);
       std::uint32_t words[E];
-      const waterweight::flagged_word* const source = p_.exchange.x + (layer & 1) * p_.hidden;
-      waterweight::wait_flagged<E, kTokenStagingThreads>(one_base(source + thread_), E, epoch,
-                                                         words);
+      const waterweight::flagged_word* const source =
+          one_base(p_.exchange.x + (layer & 1) * p_.hidden + thread_);
+      waterweight::await_flagged(source, epoch);
+      waterweight::wait_flagged<E, kTokenStagingThreads>(source, E, epoch, words);
 #pragma unroll
       for (int j = 0; j < E; ++j) x[j] = __uint_as_float(words[j]);
     }

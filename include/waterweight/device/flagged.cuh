@@ -39,32 +39,21 @@ __device__ __forceinline__ uint4 load_flagged_pair(const flagged_word* source) {
                     static_cast<std::uint32_t>(second), static_cast<std::uint32_t>(second >> 32));
 }
 
-namespace detail {
-
-/// Returns when the word of one of the warp's lanes is there. The rest cannot be far then; before
-/// that, asking for all of them again and again would only heat the chip and be in the way.
-__device__ __forceinline__ void await_first(const flagged_word* word, bool wanted,
-                                            std::uint32_t epoch) {
-  constexpr unsigned kWarp = 0xffffffffu;
-  if (!__any_sync(kWarp, wanted)) return;
-  while (!__any_sync(kWarp, wanted && load_flagged(word).y == epoch)) __nanosleep(200);
+/// Returns when the word of one of the warp's lanes is there. For a vector that is waited for long
+/// before it comes: the rest cannot be far then, and before that, asking for all of it again and
+/// again would only heat the chip and be in the way. By all lanes of a warp.
+__device__ __forceinline__ void await_flagged(const flagged_word* word, std::uint32_t epoch) {
+  while (!__any_sync(0xffffffffu, load_flagged(word).y == epoch)) __nanosleep(200);
 }
 
-/// Fewer words than these are asked for at once: one more question first would cost as much.
-inline constexpr int kAwaitFirst = 3;
-
-}  // namespace detail
-
 /// words[j] = source[j * Stride] for j < present (at most N), all of this epoch: asks for all of
-/// them at once, when the first of the warp's are there, and again as long as one is missing. The
-/// others become 0. By all lanes of a warp, if N is kAwaitFirst or more.
+/// them at once, and again for those that are missing. The others become 0.
 template <int N, int Stride>
 __device__ __forceinline__ void wait_flagged(const flagged_word* source, int present,
                                              std::uint32_t epoch, std::uint32_t (&words)[N]) {
   flagged_word loaded[N];
 #pragma unroll
   for (int j = 0; j < N; ++j) loaded[j] = make_uint2(0, j < present ? ~epoch : epoch);
-  if constexpr (N >= detail::kAwaitFirst) detail::await_first(source, present > 0, epoch);
   bool missing;
   do {
     missing = false;
@@ -89,7 +78,6 @@ __device__ __forceinline__ void wait_flagged_pairs(const flagged_word* source, i
   for (int j = 0; j < N; ++j) {
     loaded[j] = make_uint4(0, j < present ? ~epoch : epoch, 0, epoch);
   }
-  if constexpr (N >= detail::kAwaitFirst) detail::await_first(source, present > 0, epoch);
   bool missing;
   do {
     missing = false;
