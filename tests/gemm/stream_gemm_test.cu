@@ -89,6 +89,19 @@ TYPED_TEST(StreamGemmTest, BlocksWithManyGroupsOfRows) {
   }
 }
 
+// Slabs that fill K come as boxes of a tensor map, in one piece of a row or two.
+TYPED_TEST(StreamGemmTest, SlabsThatFillK) {
+  std::mt19937 generator(37);
+  this->device.sm_count = 24;
+  for (int m : {1, 5, 8, 16}) {
+    for (int cluster : {2, 4, 8}) {
+      this->check({m, 333, 1024, 16, 16, 3}, test::Kind::residual, cluster, true, generator);
+    }
+    this->check({m, 173, 5120, 0, 0, 0}, test::Kind::bias, 2, m == 5, generator);
+    this->check({m, 6, 10240, 0, 0, 0}, test::Kind::identity, 4, m == 8, generator);
+  }
+}
+
 // Rows so long that less than the ring is filled before activations are there, with as many chunks
 // to a warp as it can have, and one less.
 TYPED_TEST(StreamGemmTest, BlocksWithMoreTilesThanTheRing) {
@@ -117,7 +130,7 @@ TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
     EXPECT_EQ(plan(16, n, 2560).slots, plan(16, n, 2560).first);
   }
   EXPECT_EQ(plan(1, 2560, 2560).slots, plan(1, 2560, 2560).first) << "all in the ring";
-  EXPECT_EQ(plan(1, 2560, 10240).slots, plan(1, 2560, 10240).first) << "a cluster";
+  EXPECT_EQ(plan(1, 2560, 10240).first, 6) << "a cluster";
 }
 
 TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {
@@ -143,10 +156,28 @@ TEST(StreamPlan, LargeClustersAreFollowedWithFewerTilesLeft) {
     return detail::make_stream_plan(132, m, n, k, k, sizeof(std::int8_t)).left;
   };
   for (int m : {1, 4, 8}) {
-    EXPECT_EQ(left(m, 2560, 10240), 5) << "four blocks split K, M " << m;
-    EXPECT_EQ(left(m, 5120, 4096), 6) << "two blocks, M " << m;
+    EXPECT_EQ(left(m, 2560, 10240), 4) << "boxes, M " << m;
+    EXPECT_EQ(left(m, 16384, 4096), 6) << "many boxes, M " << m;
+    EXPECT_EQ(left(m, 2560, 10240 - 64), 5) << "four blocks split K, row by row, M " << m;
+    EXPECT_EQ(left(m, 5120, 4096 - 64), 6) << "two blocks, M " << m;
   }
   EXPECT_EQ(left(4, 512, 10240), detail::kStreamAtOnce) << "few tiles";
+}
+
+TEST(StreamPlan, CopiesBoxesWhereSlabsFillK) {
+  const auto boxes = [](int k, int element_bytes) {
+    return detail::make_stream_plan(132, 1, 2560, k, k + 64, element_bytes).boxes;
+  };
+  for (int k : {4096, 8192, 10240}) EXPECT_TRUE(boxes(k, 1)) << k;
+  EXPECT_TRUE(boxes(10240, 2));
+  EXPECT_FALSE(boxes(2560, 1)) << "K is not split";
+  EXPECT_FALSE(boxes(4096 + 64, 1)) << "the last slab is shorter";
+  EXPECT_FALSE(boxes(4096 + 16, 1)) << "nor does it end with a chunk";
+  EXPECT_EQ(detail::tma_slab_pieces(2048), 1);
+  EXPECT_EQ(detail::tma_slab_pieces(33 * detail::kStreamChunk), 2);
+  EXPECT_EQ(detail::tma_slab_pieces(5120), 4) << "thirds are no multiple of 16";
+  EXPECT_EQ(detail::tma_slab_pieces(2048 + 16), 3) << "of 688 bytes";
+  EXPECT_EQ(detail::tma_slab_pieces(16 * 1009), 0) << "a prime";
 }
 
 TEST(StreamPlan, GivesWarpsTheirChunks) {

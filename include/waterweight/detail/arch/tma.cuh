@@ -36,6 +36,18 @@ __device__ __forceinline__ void tma_load(std::uint32_t target, const CUtensorMap
       : "memory");
 }
 
+/// Starts the copy of the box at (row, slab) of a map of tma_make_slab_map, under an L2 policy. By
+/// one thread.
+__device__ __forceinline__ void tma_load_slab(std::uint32_t target, const CUtensorMap& map, int row,
+                                              int slab, std::uint32_t barrier,
+                                              std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {0, 0, %2, %3}], [%4], %5;" ::"r"(target),
+      "l"(&map), "r"(slab), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
 /// tma_load() into every block of the cluster whose bit is set in `blocks`, at the same addresses.
 __device__ __forceinline__ void tma_load_multicast(std::uint32_t target, const CUtensorMap& map,
                                                    int row, int column, std::uint32_t barrier,
@@ -119,6 +131,38 @@ bool tma_make_map(decltype(&cuTensorMapEncodeTiled) encode, const Element* data,
       box_cols * sizeof(Element) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
       promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return status == CUDA_SUCCESS;
+}
+
+/// In how many pieces a box of the map below has a slab of so many bytes, a multiple of 16; 0: in
+/// none. A box has at most 256 elements in a dimension, of at most 8 bytes, and the fewer pieces
+/// there are, the faster it is copied.
+constexpr int tma_slab_pieces(std::int64_t bytes) {
+  for (int pieces = 1; pieces <= 8; ++pieces) {
+    if (bytes % (pieces * 16) == 0 && bytes / pieces <= 256 * 8) return pieces;
+  }
+  return 0;
+}
+
+/// A map of boxes of `box_rows` rows of one slab of a matrix whose rows are `slabs` slabs of
+/// `slab_bytes` each, `ld_bytes` apart. In shared memory rows follow each other without a gap. Data
+/// and rows must be 16-byte aligned. False: the driver takes no such map.
+inline bool tma_make_slab_map(decltype(&cuTensorMapEncodeTiled) encode, const void* data,
+                              std::int64_t rows, std::int64_t ld_bytes, int slabs, int slab_bytes,
+                              int box_rows, CUtensorMap* map) {
+  const auto pieces = static_cast<cuuint32_t>(tma_slab_pieces(slab_bytes));
+  if (pieces == 0) return false;
+  const cuuint64_t piece_bytes = static_cast<cuuint64_t>(slab_bytes) / pieces;
+  const cuuint64_t sizes[4] = {piece_bytes / 8, pieces, static_cast<cuuint64_t>(slabs),
+                               static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[3] = {piece_bytes, static_cast<cuuint64_t>(slab_bytes),
+                                 static_cast<cuuint64_t>(ld_bytes)};
+  const cuuint32_t box[4] = {static_cast<cuuint32_t>(piece_bytes / 8), pieces, 1,
+                             static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  return encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 4, const_cast<void*>(data), sizes, strides,
+                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 }  // namespace detail

@@ -69,12 +69,10 @@ struct gemm_launcher {
   /// beside the attention, takes with it and with wgmma 2283 and 2103 us at 16 sequences (before
   /// mma.sync), 1739 and 1432 at 8, 1340 and 1217 at 4, 1248 and 1143 at 2 (medians).
   /// Where K is too long for it, gemv is the alternative: 4096 x 16384 19.4 with wgmma, 26.8 (8
-  /// tokens). Up to 8 tokens long rows pay: 16384 x 4096 17.3, 22.3 (8 tokens) and 18.0, 22.2 (1);
-  /// 2560 x 10240 8.3, 9.3 (8) and 8.8, 8.9 (2 and 4); of short ones those with a tile for nearly
-  /// every SM, where the streaming kernel's activations show too: 7680 x 2560 6.5, 6.8 (8 tokens),
-  /// but 6.8, 5.7 (4), and at 8 tokens 2560 x 2560 4.0, 3.8, 10240 x 2560 8.4, 7.6 and 50304 x 2560
-  /// 32.7, 30.9. 16-bit weights, 16 tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2; 10240 x
-  /// 2560 15.7, 15.0; 2560 x 10240 15.6, 16.0; 4096 x 16384 37.8, 62.4 (gemv).
+  /// tokens). Up to 8 tokens the longest rows pay: 2560 x 10240 8.4, 8.4 (8 tokens), 8.7, 7.8 (4);
+  /// others do not: 16384 x 4096 17.3, 17.2 (8), 18.0, 16.7 (1); 7680 x 2560 6.5, 6.3 (8); 50304 x
+  /// 2560 32.7, 30.9 (8). 16-bit weights, 16 tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2;
+  /// 10240 x 2560 15.7, 15.0; 2560 x 10240 15.6, 16.0; 4096 x 16384 37.8, 62.4 (gemv).
   bool prefers_wgmma(const device_info& device) const {
     if (!kCompiledForSm90 || device.compute_capability != 90) return false;
     constexpr std::int64_t kMillion = 1 << 20;
@@ -86,12 +84,7 @@ struct gemm_launcher {
     } else {
       if (device.beside_others && x.rows > 1) return true;
       if (x.rows > 8) return enough;
-      if (w.cols >= 10240) return weights > (x.rows > 4 ? 24 : 32) * kMillion;
-      if (w.cols >= 4096) return weights > 48 * kMillion;
-      const std::int64_t tiles =
-          ceil_div(w.rows, wgmma_policy_of(wgmma_tile::rows64_tokens16).rows());
-      return x.rows > 6 && weights >= 16 * kMillion && tiles <= device.sm_count &&
-             10 * tiles > 9 * device.sm_count;
+      return w.cols >= 10240 && weights > (x.rows > 4 ? 24 : 32) * kMillion;
     }
   }
 

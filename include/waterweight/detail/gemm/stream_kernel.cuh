@@ -13,6 +13,7 @@
 #pragma once
 
 #include <waterweight/detail/arch/dependent_launch.cuh>
+#include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/detail/gemm/stream_multiply.cuh>
 #include <waterweight/detail/gemm/stream_output.cuh>
 
@@ -26,13 +27,15 @@ template <class Element>
 class stream_filler {
  public:
   __device__ __forceinline__ stream_filler(const weight_operand<Element>& w,
-                                           const stream_plan& plan, const stream_share& share,
-                                           stream_barriers& barriers, std::byte* ring)
+                                           const CUtensorMap& w_map, const stream_plan& plan,
+                                           const stream_share& share, stream_barriers& barriers,
+                                           std::byte* ring)
       : first_(reinterpret_cast<const std::byte*>(w.data) + share.k_begin),
         ld_(w.ld * static_cast<int>(sizeof(Element))),
         rows_(w.rows),
         first_tiles_(min(plan.first, share.tiles)),
         known_(min(plan.slots, share.tiles)),
+        w_map_(w_map),
         plan_(plan),
         share_(share),
         barriers_(barriers),
@@ -89,7 +92,13 @@ class stream_filler {
     const int lane = threadIdx.x % 32, row = share_.row_of(tile);
     const int count = min(kStreamTile, rows_ - row);
     std::byte* const to = ring_ + slot * plan_.tile_bytes();
-    if (plan_.whole_rows) {
+    if (plan_.boxes) {
+      if (lane == 0) {  // rows past the last one are zeros, which count too
+        mbarrier_arrive_expect(full(tile), kStreamTile * share_.k_bytes);
+        tma_load_slab(shared_address(to), w_map_, row, share_.rank, shared_address(full(tile)),
+                      policy_);
+      }
+    } else if (plan_.whole_rows) {
       if (lane == 0) {
         mbarrier_arrive_expect(full(tile), count * share_.k_bytes);
         bulk_copy(to, first_ + row * ld_, count * share_.k_bytes, full(tile), policy_);
@@ -107,6 +116,7 @@ class stream_filler {
   const std::byte* first_;  ///< of this block's part of row 0
   std::int64_t ld_;         ///< bytes
   int rows_, first_tiles_, known_;
+  const CUtensorMap& w_map_;
   const stream_plan& plan_;
   const stream_share& share_;
   stream_barriers& barriers_;
@@ -117,12 +127,14 @@ class stream_filler {
 #endif
 
 /// Requires rows of X and W that start on 16-byte boundaries, K % 16 == 0, m_count <= 8 * NTiles, a
-/// grid of plan.cluster * plan.clusters blocks. `early`: weights and scales may be read before
-/// earlier kernels have ended.
+/// grid of plan.cluster * plan.clusters blocks; w_map: of W, where the plan has boxes, and behind
+/// the parameters that are needed first, which come through a cold cache. `early`: weights and
+/// scales may be read before earlier kernels have ended.
 template <class T, class Element, class Out, class Epilogue, int NTiles>
 __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(Element)))
     stream_kernel(const T* x, std::int64_t x_ld, weight_operand<Element> w, Out* y,
-                  std::int64_t y_ld, int m_count, Epilogue epilogue, stream_plan plan, bool early) {
+                  std::int64_t y_ld, int m_count, Epilogue epilogue, stream_plan plan, bool early,
+                  const __grid_constant__ CUtensorMap w_map) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   constexpr int kSums = stream_sums(NTiles);
   using multiplier = stream_multiplier<T, Element, NTiles>;
@@ -135,10 +147,13 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   const stream_share share(plan, w.cols * static_cast<int>(sizeof(Element)));
   const int warps = share.warps, groups = share.groups();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const stream_filler<Element> filler(w, plan, share, barriers, ring);
+  const stream_filler<Element> filler(w, w_map, plan, share, barriers, ring);
 
   if (warp == kStreamWarps + 1) {
-    if (lane == 0) barriers.init_full();
+    if (lane == 0) {
+      if (plan.boxes) tma_prefetch_map(w_map);
+      barriers.init_full();
+    }
     __syncwarp();
     if (!early) wait_for_earlier_kernels();
     filler.begin();

@@ -21,11 +21,21 @@ struct stream_launcher {
 
   template <int NTiles>
   cudaError_t run(const stream_plan& plan) const {
+    CUtensorMap w_map{};
+    if (plan.boxes) {
+      const auto encode = tma_encoder();
+      constexpr std::int64_t kElement = sizeof(Element);
+      if (encode == nullptr ||
+          !tma_make_slab_map(encode, w.data, w.rows, w.ld * kElement, plan.cluster,
+                             plan.chunks * kStreamChunk, kStreamTile, &w_map)) {
+        return cudaErrorInvalidDeviceFunction;
+      }
+    }
     return launch(stream_kernel<T, Element, Out, Epilogue, NTiles>,
                   dim3(static_cast<unsigned>(plan.cluster * plan.clusters)), kStreamThreads,
                   static_cast<std::size_t>(plan.shared_bytes(NTiles)),
                   launch_options{plan.cluster, true}, stream, x.data, x.ld, w, y.data, y.ld,
-                  static_cast<int>(x.rows), epilogue, plan, early);
+                  static_cast<int>(x.rows), epilogue, plan, early, w_map);
   }
 };
 

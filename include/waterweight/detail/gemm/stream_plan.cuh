@@ -2,6 +2,7 @@
 // takes of shared memory.
 #pragma once
 
+#include <waterweight/detail/arch/tma.cuh>
 #include <waterweight/types.hpp>
 
 WATERWEIGHT_ARCH_NAMESPACE_BEGIN
@@ -61,14 +62,12 @@ struct stream_plan {
   int slots;        ///< of the ring
   int first;        ///< of those, how many are filled before activations are there
   bool whole_rows;  ///< a tile is one piece of memory
+  bool boxes;       ///< a tile is one box of a tensor map: see tma_make_slab_map
   int look_ahead;   ///< tiles asked of L2 beyond the first slots
   int left;  ///< tiles still to be asked for when the next kernel may start, or kStreamAtOnce
 
-  /// Bytes from row to row in the ring. Where rows are copied one by one, neighbours lie in
-  /// different halves of the banks.
-  WATERWEIGHT_HOST_DEVICE constexpr int pitch() const {
-    return (whole_rows ? chunks : chunks | 1) * kStreamChunk;
-  }
+  /// Bytes from row to row in the ring.
+  WATERWEIGHT_HOST_DEVICE constexpr int pitch() const { return chunks * kStreamChunk; }
   WATERWEIGHT_HOST_DEVICE constexpr int tile_bytes() const { return kStreamTile * pitch(); }
 
   /// Sums of the block's warps, then those that blocks of the cluster send.
@@ -97,8 +96,9 @@ inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with th
 /// 17920 x 2560 (34): 10.7, 10.3, 11.3, 12.6; 50304 x 2560 (96): 29.9, 29.2, 29.1, 30.1; four,
 /// 17920 x 2560: 10.9, 10.6, 11.9; eight: 11.6, 11.4, 12.2, 13.7. Small products are best followed
 /// at once, but for more than four tokens: loading their activations takes too long while it asks
-/// for weights. 2560 x 2560 at once: 2.8, after filling: 3.5. In clusters of 4, with 4, 5 and 6
-/// left, 2560 x 10240 (22): one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9; eight: 9.4, 9.0, 9.2.
+/// for weights. 2560 x 2560 at once: 2.8, after filling: 3.5. In clusters of 4 that copy row by
+/// row, with 4, 5 and 6 left, 2560 x 10240 (22): one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9;
+/// eight: 9.4, 9.0, 9.2.
 constexpr int stream_left(std::int64_t m, std::int64_t cluster, std::int64_t tiles,
                           std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
@@ -163,7 +163,7 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   plan.look_ahead = 2;
   plan.left = kStreamAtOnce;  // those of the next kernel cannot come too early: there is no room
   if (stream_blocks(n_tiles, element_bytes) > 1) {
-    const std::int64_t bytes = kStreamTile * kStreamChunk * chunks;
+    const std::int64_t bytes = plan.tile_bytes();
     plan.left = stream_left(m, cluster, each, bytes);
     // Memory is to be busy while those of the next kernel wait. Large clusters take 3 % longer.
     if (cluster <= 2) plan.look_ahead = 8;
@@ -176,6 +176,18 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
       const int again = static_cast<int>(each) - plan.slots - 1;
       if (m > 4 && plan.left > again) plan.left = again > 1 ? again : 1;
     }
+  }
+  // K is exactly as long as its slabs. A copy takes 70 ns of the copy engine besides its bytes: one
+  // for each row of a slab is too many to keep up with memory. Copied by rows and in boxes, one
+  // token: 16384 x 4096 22.2, 16.7; 2560 x 10240 8.5, 7.4; 4096 x 4096 5.0, 5.2; eight: 5.7, 5.2.
+  plan.boxes = cluster > 1 && k * element_bytes == cluster * chunks * kStreamChunk &&
+               tma_slab_pieces(chunks * kStreamChunk) > 0;
+  if (plan.boxes && each > plan.slots && stream_blocks(n_tiles, element_bytes) > 1) {
+    // With 4, 6 and all 10 slots filled first, one token, 2560 x 10240: 8.0, 7.4, 7.9. With 2 and 4
+    // tiles ahead: 7.9, 7.8. With 4 and 6 tiles left: 7.4, 7.6; 16384 x 4096: 16.8, 16.7.
+    if (plan.slots > 6) plan.first = 6;
+    plan.look_ahead = 4;
+    plan.left = each < 32 ? 4 : 6;
   }
   return plan;
 }
