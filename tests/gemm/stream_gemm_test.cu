@@ -123,14 +123,22 @@ TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
   for (int n : {7680, 10240, 17920, 50304}) {
     for (int m : {1, 2, 4, 5, 8}) {
       SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n);
-      EXPECT_EQ(plan(m, n, 2560).first, m == 2 || m == 4 ? 4 : 6);
-      EXPECT_EQ(plan(m, n, 2560).look_ahead, m <= 4 && n == 7680 ? 4 : 8);
+      EXPECT_EQ(plan(m, n, 2560).first, m == 1 || m == 8 ? 6 : 4);
+      EXPECT_EQ(plan(m, n, 2560).look_ahead, n == 7680              ? m <= 4 ? 4 : 2
+                                             : n == 50304 || m == 1 ? 8
+                                                                    : 4);
       EXPECT_GT(plan(m, n, 2560).slots, 8);
+      EXPECT_TRUE(plan(m, n, 2560).whole_rows);
     }
     EXPECT_EQ(plan(16, n, 2560).slots, plan(16, n, 2560).first);
   }
-  EXPECT_EQ(plan(1, 2560, 2560).slots, plan(1, 2560, 2560).first) << "all in the ring";
-  EXPECT_EQ(plan(1, 2560, 10240).first, 6) << "a cluster";
+  for (int m : {1, 3, 4, 8}) {
+    const auto small = plan(m, 2560, 2560);
+    EXPECT_EQ(small.slots, small.first) << "all in the ring";
+    EXPECT_EQ(small.left, detail::kStreamAtOnce);
+    EXPECT_EQ(small.whole_rows, m < 4) << "M " << m;
+    EXPECT_EQ(plan(m, 2560, 10240).first, 6) << "a cluster";
+  }
 }
 
 TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {

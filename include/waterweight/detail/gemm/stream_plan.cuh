@@ -111,17 +111,31 @@ constexpr int stream_left(std::int64_t m, std::int64_t cluster, std::int64_t til
 /// nothing is computed; memory is slower with more. With 4, 6, 8 and all 10 slots: one token,
 /// 10240 x 2560: 6.5, 6.3, 6.5, 6.9; 17920 x 2560: 11.2, 10.9, 11.0, 11.5; four tokens,
 /// 7680 x 2560: 5.5, 5.7, 6.3, 6.4; 50304 x 2560: 28.9, 29.0, 29.3, 29.5; eight tokens,
-/// 10240 x 2560: 7.5, 7.3, 7.3, 7.5; 50304 x 2560: 29.9, 29.6, 29.7, 29.8.
+/// 10240 x 2560: 7.5, 7.3, 7.3, 7.5; 50304 x 2560: 29.9, 29.6, 29.7, 29.8. Six tokens, with 4 and
+/// 6: 7680 x 2560: 5.8, 6.6; 10240 x 2560: 7.0, 7.5.
 constexpr std::int64_t stream_first_bytes(std::int64_t m) {
-  return (m >= 2 && m <= 4 ? 40 : 60) * 1024;
+  return (m >= 2 && m <= 7 ? 40 : 60) * 1024;
 }
 
 /// Tiles asked of L2 beyond those. Few for short blocks of few tokens, which are followed before
-/// all of them have come. With 4 and 8: 7680 x 2560 (15 tiles), one token: 5.1, 5.2;
-/// four: 5.3, 5.5; eight: 7.6, 7.1; 10240 x 2560 (20 tiles): 6.6, 6.3; 6.7, 6.7; 7.7, 7.3.
+/// all of them have come; more tokens' activations take longer to come the more is under way. With
+/// 2, 4 and 8 tiles: 7680 x 2560 (15 tiles), one token: -, 5.1, 5.2; six: 5.80, 5.88, 6.6;
+/// eight: 6.3,
+/// -, 6.8; 10240 x 2560 (20 tiles), one: -, 6.6, 6.3; three: 6.7, 6.5, 7.0; four: 6.8, 6.7, 7.1;
+/// six: 7.03, 7.05, 7.5; 17920 x 2560 (34 tiles), four: -, 11.0, 11.1; 50304 x 2560, four:
+/// -, 30.3, 29.4.
 constexpr int stream_look_ahead(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
-  return m <= 4 && tiles * tile_bytes <= 180 * 1024 ? 4 : 8;
+  const std::int64_t bytes = tiles * tile_bytes;
+  if (bytes <= 180 * 1024) return m <= 4 ? 4 : 2;
+  return m > 1 && bytes <= 400 * 1024 ? 4 : 8;
 }
+
+/// Rows are copied one by one, though a tile is one piece of memory, where this many tokens' small
+/// product is followed at once: it is the slower copying that lets the activations through while
+/// the next kernel asks for its weights. One piece and rows, 2560 x 2560: three tokens: 3.1, 2.9;
+/// four: 3.6, 3.0; eight: 3.75, 3.57; 6144 x 2048: three: 3.6, 3.9; four: 4.5, 4.0;
+/// eight: 4.8, 4.2; 2048 x 2048: four: 2.16, 2.25; five: 2.8, 2.3; eight: 3.0, 2.7.
+inline constexpr int kStreamRowsFrom = 4;
 
 /// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
 /// least `least_cluster`; clusters == 0 if K is too long.
@@ -167,6 +181,10 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
     plan.left = stream_left(m, cluster, each, bytes);
     // Memory is to be busy while those of the next kernel wait. Large clusters take 3 % longer.
     if (cluster <= 2) plan.look_ahead = 8;
+    if (cluster == 1 && each <= plan.slots && m >= kStreamRowsFrom) {
+      plan.whole_rows = false;
+      plan.left = kStreamAtOnce;
+    }
     if (cluster == 1 && each > plan.slots) {
       const std::int64_t first = stream_first_bytes(m) / plan.tile_bytes();
       if (first < plan.slots) plan.first = static_cast<int>(first);
