@@ -118,16 +118,16 @@ constexpr std::int64_t stream_first_bytes(std::int64_t m) {
 }
 
 /// Tiles asked of L2 beyond those. Few for short blocks of few tokens, which are followed before
-/// all of them have come; more tokens' activations take longer to come the more is under way. With
-/// 2, 4 and 8 tiles: 7680 x 2560 (15 tiles), one token: -, 5.1, 5.2; six: 5.80, 5.88, 6.6;
-/// eight: 6.3,
-/// -, 6.8; 10240 x 2560 (20 tiles), one: -, 6.6, 6.3; three: 6.7, 6.5, 7.0; four: 6.8, 6.7, 7.1;
-/// six: 7.03, 7.05, 7.5; 17920 x 2560 (34 tiles), four: -, 11.0, 11.1; 50304 x 2560, four:
-/// -, 30.3, 29.4.
+/// all of them have come; more tokens' activations take longer to come the more is under way, until
+/// memory must be busy while they do. With 2, 4 and 8 tiles: 7680 x 2560 (15 tiles), one token: -,
+/// 5.1, 5.2; six: 5.80, 5.88, 6.6; eight: 6.3, -, 6.8; 10240 x 2560 (20 tiles), one: -, 6.6, 6.3;
+/// three: 6.7, 6.5, 7.0; four: 6.8, 6.7, 7.1; six: 7.03, 7.05, 7.5; eight: -, 7.7, 7.4; 17920 x
+/// 2560 (34 tiles), two: -, 11.1, 10.8; four: -, 11.0, 10.9; six: 11.3, 11.4, 11.6; eight:
+/// -, 12.0, 11.7; 50304 x 2560, four: -, 30.3, 29.4.
 constexpr int stream_look_ahead(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
-  const std::int64_t bytes = tiles * tile_bytes;
-  if (bytes <= 180 * 1024) return m <= 4 ? 4 : 2;
-  return m > 1 && bytes <= 400 * 1024 ? 4 : 8;
+  const std::int64_t kib = tiles * tile_bytes / 1024;
+  if (kib <= 180) return m <= 4 ? 4 : 2;
+  return (m > 2 && m < 8 && kib <= 260) || (m > 4 && m < 8 && kib <= 400) ? 4 : 8;
 }
 
 /// Rows are copied one by one, though a tile is one piece of memory, where this many tokens' small
