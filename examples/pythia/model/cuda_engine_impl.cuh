@@ -86,7 +86,8 @@ class CudaEngine final : public Engine {
   void enqueue_generation(const LaunchContext& launch, bool greedy);
   StepBytes bytes_of_step();
   double step_bytes();
-  std::vector<double> graph_seconds(const std::vector<CudaGraph*>& graphs, int replays) const;
+  std::vector<double> graph_seconds(const std::vector<CudaGraph*>& graphs, int replays,
+                                    int measurements) const;
   bool chooses_in_kernel() const;
   void capture_step();
   void launch_step();

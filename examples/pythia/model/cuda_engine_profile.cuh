@@ -31,28 +31,27 @@ double CudaEngine<T>::step_bytes() {
                          bytes.attention);
 }
 
-/// Of one replay of each graph among `replays`, the medians of several measurements, for which the
-/// graphs take turns: clock and power drift.
+/// Of one replay of each graph among `replays`, the medians of an odd number of measurements, for
+/// which the graphs take turns: clock and power drift.
 template <class T>
-std::vector<double> CudaEngine<T>::graph_seconds(const std::vector<CudaGraph*>& graphs,
-                                                 int replays) const {
-  constexpr int kMeasurements = 3;
+std::vector<double> CudaEngine<T>::graph_seconds(const std::vector<CudaGraph*>& graphs, int replays,
+                                                 int measurements) const {
   CudaEvent start(cudaEventDefault), stop(cudaEventDefault);
-  std::vector<std::array<double, kMeasurements>> measured(graphs.size());
+  std::vector<std::vector<double>> measured(graphs.size());
   graphs.front()->launch(launch_.stream);
-  for (int i = 0; i < kMeasurements; ++i) {
+  for (int i = 0; i < measurements; ++i) {
     for (std::size_t g = 0; g < graphs.size(); ++g) {
       start.record(launch_.stream);
       for (int replay = 0; replay < replays; ++replay) graphs[g]->launch(launch_.stream);
       stop.record(launch_.stream);
       stop.synchronize();
-      measured[g][static_cast<std::size_t>(i)] = stop.seconds_since(start) / replays;
+      measured[g].push_back(stop.seconds_since(start) / replays);
     }
   }
   std::vector<double> seconds;
   for (auto& of_graph : measured) {
     std::sort(of_graph.begin(), of_graph.end());
-    seconds.push_back(of_graph[kMeasurements / 2]);
+    seconds.push_back(of_graph[of_graph.size() / 2]);
   }
   return seconds;
 }
@@ -69,7 +68,7 @@ inline void take_apart(const std::vector<TokenTimes>& times, const StepBytes& by
 
 template <class T>
 StepProfile CudaEngine<T>::profile_step() {
-  constexpr int kSteps = 64, kFewReplays = 3;
+  constexpr int kSteps = 64;
   require_room(3 * kSteps);
   StepProfile profile;
   run(kSteps);  // a cache with a budget is full then
@@ -96,7 +95,7 @@ StepProfile CudaEngine<T>::profile_step() {
     prefix.capture(launch_.stream, [&] { enqueue_generation(logged, greedy_); });
     const bool whole = most == static_cast<int>(log.entries.size());
     const std::vector<double> measured =
-        whole ? graph_seconds({&prefix, &step}, kSteps / 4) : graph_seconds({&prefix}, kFewReplays);
+        whole ? graph_seconds({&prefix, &step}, kSteps / 8, 9) : graph_seconds({&prefix}, 3, 3);
     const double seconds = measured.front();
     const std::string kind =
         most == 0 ? "graph, advance" : log.entries[static_cast<std::size_t>(most - 1)].kind;
