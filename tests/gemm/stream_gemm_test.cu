@@ -89,7 +89,7 @@ TYPED_TEST(StreamGemmTest, BlocksWithManyGroupsOfRows) {
   }
 }
 
-// Slabs that fill K come as boxes of a tensor map, in one piece of a row or two.
+// Slabs that fill K come as boxes of a tensor map, a row of them in one piece or several.
 TYPED_TEST(StreamGemmTest, SlabsThatFillK) {
   std::mt19937 generator(37);
   this->device.sm_count = 24;

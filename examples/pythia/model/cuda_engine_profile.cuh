@@ -95,7 +95,8 @@ StepProfile CudaEngine<T>::profile_step() {
     prefix.capture(launch_.stream, [&] { enqueue_generation(logged, greedy_); });
     const bool whole = most == static_cast<int>(log.entries.size());
     const std::vector<double> measured =
-        whole ? graph_seconds({&prefix, &step}, kSteps / 8, 9) : graph_seconds({&prefix}, 3, 3);
+        whole ? graph_seconds({&prefix, &step}, /*replays=*/8, /*measurements=*/9)
+              : graph_seconds({&prefix}, /*replays=*/3, /*measurements=*/3);
     const double seconds = measured.front();
     const std::string kind =
         most == 0 ? "graph, advance" : log.entries[static_cast<std::size_t>(most - 1)].kind;

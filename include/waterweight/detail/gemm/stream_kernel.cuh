@@ -6,7 +6,8 @@
 // the ring: a lane has 16 consecutive bytes of two rows, converts them in registers and feeds the
 // k16 steps for which it holds the activations of equal K. A ninth warp adds up the sums and
 // finishes the output, a tenth fills the ring by bulk copies. Where K is long, a cluster splits
-// it, and its blocks finish groups of rows in turn.
+// it, each block copies its slab of the rows, in boxes of a tensor map where slabs fill K, and the
+// blocks finish groups of rows in turn.
 //
 // Where the caller allows it, the next kernel's block moves in beside this one and fills its ring
 // while this one finishes: memory hardly stops between dependent launches.

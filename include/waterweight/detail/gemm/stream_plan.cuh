@@ -95,10 +95,10 @@ inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with th
 /// token, with 4, 6, 8 and 12 tiles left, 10240 x 2560 (20 tiles): 6.9, 6.2, 6.8, 8.4;
 /// 17920 x 2560 (34): 10.7, 10.3, 11.3, 12.6; 50304 x 2560 (96): 29.9, 29.2, 29.1, 30.1; four,
 /// 17920 x 2560: 10.9, 10.6, 11.9; eight: 11.6, 11.4, 12.2, 13.7. Small products are best followed
-/// at once, but for more than four tokens: loading their activations takes too long while it asks
-/// for weights. 2560 x 2560 at once: 2.8, after filling: 3.5. In clusters of 4 that copy row by
-/// row, with 4, 5 and 6 left, 2560 x 10240 (22): one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9;
-/// eight: 9.4, 9.0, 9.2.
+/// at once, but for more than four tokens if tiles are copied whole: loading their activations
+/// takes too long while it asks for weights (see kStreamRowsFrom). 2560 x 2560 at once: 2.8, after
+/// filling: 3.5. In clusters of 4 that copy row by row, with 4, 5 and 6 left, 2560 x 10240 (22):
+/// one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9; eight: 9.4, 9.0, 9.2.
 constexpr int stream_left(std::int64_t m, std::int64_t cluster, std::int64_t tiles,
                           std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
@@ -130,11 +130,11 @@ constexpr int stream_look_ahead(std::int64_t m, std::int64_t tiles, std::int64_t
   return (m > 2 && m < 8 && kib <= 260) || (m > 4 && m < 8 && kib <= 400) ? 4 : 8;
 }
 
-/// Rows are copied one by one, though a tile is one piece of memory, where this many tokens' small
-/// product is followed at once: it is the slower copying that lets the activations through while
-/// the next kernel asks for its weights. One piece and rows, 2560 x 2560: three tokens: 3.1, 2.9;
-/// four: 3.6, 3.0; eight: 3.75, 3.57; 6144 x 2048: three: 3.6, 3.9; four: 4.5, 4.0;
-/// eight: 4.8, 4.2; 2048 x 2048: four: 2.16, 2.25; five: 2.8, 2.3; eight: 3.0, 2.7.
+/// From so many tokens on, blocks with room for all of their tiles copy these row by row, though a
+/// tile is one piece of memory, and are followed at once: it is the slower copying that lets the
+/// activations through while the next kernel asks for its weights. One piece and rows, 2560 x 2560:
+/// three tokens: 3.1, 2.9; four: 3.6, 3.0; eight: 3.75, 3.57; 6144 x 2048: three: 3.6, 3.9;
+/// four: 4.5, 4.0; eight: 4.8, 4.2; 2048 x 2048: four: 2.16, 2.25; five: 2.8, 2.3; eight: 3.0, 2.7.
 inline constexpr int kStreamRowsFrom = 4;
 
 /// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
@@ -195,9 +195,10 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
       if (m > 4 && plan.left > again) plan.left = again > 1 ? again : 1;
     }
   }
-  // K is exactly as long as its slabs. A copy takes 70 ns of the copy engine besides its bytes: one
-  // for each row of a slab is too many to keep up with memory. Copied by rows and in boxes, one
-  // token: 16384 x 4096 22.2, 16.7; 2560 x 10240 8.5, 7.4; 4096 x 4096 5.0, 5.2; eight: 5.7, 5.2.
+  // K is exactly as long as its slabs. A block's bulk copies of 2560 bytes take 90 ns each (50304 x
+  // 2560, row by row: 34.7 us, tile by tile: 28.5): one for each row of a slab is too many to keep
+  // up with memory. Copied by rows and in boxes, one token: 16384 x 4096 22.2, 16.7; 2560 x
+  // 10240 8.5, 7.4; 4096 x 4096 5.0, 5.2; eight: 5.7, 5.2.
   plan.boxes = cluster > 1 && k * element_bytes == cluster * chunks * kStreamChunk &&
                tma_slab_pieces(chunks * kStreamChunk) > 0;
   if (plan.boxes && each > plan.slots && stream_blocks(n_tiles, element_bytes) > 1) {
