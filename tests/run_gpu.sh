@@ -24,6 +24,7 @@ filter_of() {
   gemm+=':GemmTest/4.LargeTiles*:GemmInPlaceTest/0.*:FixedPointGemvTest/1.*'
   gemm+=':WgmmaGemmTest/0.EveryTile*:WgmmaGemmTest/0.EveryNumber*:TiledGemmTest/0.EveryLength*'
   gemm+=':StreamGemmTest/0.Every*:StreamGemmTest/3.Every*:StreamGemmTest/2.Smallest*'
+  gemm+=':StreamGemmTest/0.Slabs*'
   local pythia='PythiaKernels.*:CudaWeightsTest.*:CudaEngineTest.GreedyTokensAreThoseOf*'
   pythia+=':CudaEngineTest.H2oRunsPast*:CudaEngineTest.WindowsOf*'
   pythia+='-PythiaKernels.SamplingChooses*:CudaWeightsTest.RandomWeights*'
