@@ -25,6 +25,7 @@ struct TokenCase {
   bool gelu_tanh = false;
   int blocks = 64;
   int ring_slots = 32, in_flight = 8, ahead = 8;
+  int in_flight_beside_many = 8, many_live = 1 << 30;
 
   int slots() const { return h2o ? heavy + recent + sinks + evict_every : capacity; }
 };
@@ -217,7 +218,7 @@ class TokenModel {
     p.eps = 1e-5f;
     p.gelu_tanh = sizes_.gelu_tanh;
     p.ring_slots = sizes_.ring_slots;
-    p.most_in_flight = sizes_.in_flight;
+    p.in_flight = {sizes_.in_flight, sizes_.in_flight_beside_many, sizes_.many_live};
     p.tiles_ahead = sizes_.ahead;
 
     p.exchange.x = memory_.make<waterweight::flagged_word>(2 * kHidden);

@@ -82,6 +82,8 @@ TokenCase random_case(int number, int rows) {
   sizes.start = sizes.h2o ? std::max(1, one_of({sizes.slots() - 2, sizes.slots() / 2}))
                           : one_of({1, sizes.capacity - 4});
   sizes.ahead = one_of({0, 1, 8});
+  sizes.in_flight_beside_many = pythia::kLeastInFlight;
+  sizes.many_live = sizes.start + one_of({1, 2, 100});
   return sizes;
 }
 

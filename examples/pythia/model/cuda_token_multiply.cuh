@@ -46,7 +46,7 @@ class TokenProducer {
         layers_(layers),
         index_((static_cast<int>(threadIdx.x) - kTokenProducer) / 32),
         reach_(p.tiles_ahead * kTokenProducers),
-        producer_(ring, p.most_in_flight, index_, kTokenProducers) {}
+        producer_(ring, p.in_flight.at(p.length[0] + 1), index_, kTokenProducers) {}
 
   __device__ void run(const TokenShares& shares) {
     for (int layer = 0; layer < layer_count_; ++layer) {

@@ -25,6 +25,24 @@ WATERWEIGHT_HOST_DEVICE constexpr int token_blocks(int row_groups, int sms) {
   return row_groups % each == 0 && most - even <= most / 32 ? even : most;
 }
 
+/// How many tiles of weights a block has on their way from memory at a time.
+struct TilesInFlight {
+  int most;
+  int beside_many;  ///< while many keys and values are under way too
+  int many;         ///< live slots of the cache from which on that is so
+
+  WATERWEIGHT_HOST_DEVICE constexpr int at(int live) const {
+    return live < many ? most : beside_many;
+  }
+};
+
+/// The live slots whose keys and values, of `bytes` each, are an eighth of a layer's weights, of
+/// `weight_bytes` each.
+constexpr int many_live(int hidden, int weight_bytes, int bytes) {
+  constexpr int kSquares = 12;  // qkv 3, up 4, down 4, attention output 1
+  return kSquares * hidden * weight_bytes / (8 * 2 * bytes);
+}
+
 /// The tiles of four rows that one block computes of each product of a layer, and of the head. qkv
 /// and up are dealt out as one, because all blocks wait for the one that is the last to be done
 /// with them. A group is a tile of the attention output and those of the same rows of the down

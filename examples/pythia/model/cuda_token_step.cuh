@@ -30,6 +30,10 @@ class TokenStep {
   /// alone with tiles of 10 KiB: 731 us a token with 4 of them, 722 with 5, 724 with 6.
   static constexpr int kBytesInFlight = 56 << 10;
 
+  /// Of weights, once a layer has to read keys and values of an eighth of their bytes or more
+  /// beside them.
+  static constexpr int kBytesInFlightBesideMany = 40 << 10;
+
   /// What a producer that finds the ring full asks L2 for, in tiles of its own. Not for full
   /// attention: its keys and values, of which there are many, would come later.
   static constexpr int kTilesAhead = 8;
@@ -153,6 +157,8 @@ class TokenStep {
     p_.splits = waterweight::detail::decode_splits(kv.capacity, kTokenAttentionThreads);
     if (p_.heads * p_.splits > kMaxTokenUnits * blocks_) return false;
     p_.tiles_ahead = kv.evicts ? kTilesAhead : 0;
+    const int weight_bytes = weights_ == WeightType::int8 ? 1 : static_cast<int>(sizeof(T));
+    p_.in_flight.many = kv.evicts ? INT_MAX : many_live(hidden, weight_bytes, sizeof(T));
     p_.most_slots = (kv.capacity + p_.splits - 1) / p_.splits;
     p_.eps = static_cast<float>(config.layer_norm_eps);
     p_.gelu_tanh = config.activation == Activation::gelu_tanh;
@@ -186,9 +192,13 @@ class TokenStep {
     while (slots >= kLeastRingSlots && layout(slots) > room) --slots;
     if (slots < kLeastRingSlots) return false;
     p_.ring_slots = static_cast<int>(slots);
-    p_.most_in_flight = std::clamp(
-        kBytesInFlight / static_cast<int>(tile), kLeastInFlight,
-        waterweight::ring_most_in_flight(p_.ring_slots, kTokenProducers, kTokenMultiplyWarps));
+    const auto in_flight = [&](int bytes) {
+      return std::clamp(
+          bytes / static_cast<int>(tile), kLeastInFlight,
+          waterweight::ring_most_in_flight(p_.ring_slots, kTokenProducers, kTokenMultiplyWarps));
+    };
+    p_.in_flight.most = in_flight(kBytesInFlight);
+    p_.in_flight.beside_many = in_flight(kBytesInFlightBesideMany);
     shared_bytes_ = layout(slots);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes_)),

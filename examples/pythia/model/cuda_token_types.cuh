@@ -131,7 +131,8 @@ struct TokenParameters {
   waterweight::h2o_policy policy;
   const std::int32_t* step;
   const std::int32_t* length;
-  int ring_slots, most_in_flight;
+  int ring_slots;
+  TilesInFlight in_flight;
   int tiles_ahead;  ///< of a producer that finds the ring full, from there to L2
   TokenEnding ending;
   TokenTimes* times = nullptr;  ///< [blocks], of the timed form

@@ -77,4 +77,22 @@ TEST(CudaTokenShares, FewBlocksAreLeftOutWhereTheOthersAreEven) {
   EXPECT_EQ(pythia::token_blocks(64, 132), 64);
 }
 
+TEST(CudaTokenShares, LessIsUnderWayFromManyLiveSlotsOn) {
+  const pythia::TilesInFlight tiles{5, 4, 900};
+  EXPECT_EQ(tiles.at(1), 5);
+  EXPECT_EQ(tiles.at(899), 5);
+  EXPECT_EQ(tiles.at(900), 4);
+  EXPECT_EQ(tiles.at(2048), 4);
+}
+
+TEST(CudaTokenShares, ManySlotsAreAnEighthOfTheWeights) {
+  for (const int hidden : {256, 1024, 2048, 2560, 5120}) {
+    for (const int weight_bytes : {1, 2}) {
+      const int slots = pythia::many_live(hidden, weight_bytes, 2);
+      const double weights = 12.0 * hidden * hidden * weight_bytes;
+      EXPECT_NEAR(8.0 * slots * 2 * hidden * 2, weights, 8.0 * 2 * hidden * 2) << hidden;
+    }
+  }
+}
+
 }  // namespace
