@@ -57,9 +57,8 @@ UNREACHED = [
     r"^ld\.(acquire|global\.nc\.L1)",
     r"^ldmatrix\.",
     r"^mapa\.",
-    r"^mbarrier\.try_wait\.",
+    r"^mbarrier\.(test|try)_wait\.",
     r"^mov\.",
-    r"^red\.relaxed\.gpu\.global\.add\.u64 ",
     r"^setmaxnreg\.",
     r"^st\.(release|shared)\.",
 ]

@@ -47,8 +47,7 @@ class TokenAttention {
         merge_memory_(merge_memory),
         live_(min(p.length[0] + 1, p.capacity)),
         splits_(waterweight::detail::live_splits(live_, p.splits, p.most_slots)),
-        step_(p.step[0]),
-        clock_(p.times) {}
+        step_(p.step[0]) {}
 
   __device__ void run(std::uint32_t epoch) {
     for (int layer = 0; layer < p_.layer_count; ++layer, ++epoch) {
@@ -63,6 +62,7 @@ class TokenAttention {
         attend_over(layer, unit, fresh, next, next_fresh, epoch);
         fresh = next_fresh;
       }
+      clock_.attends();
       // The last blocks merge: they have the fewest units.
       const int blocks = static_cast<int>(gridDim.x);
       for (int head = blocks - 1 - first; head < p_.heads; head += blocks) {
@@ -122,7 +122,7 @@ class TokenAttention {
                                               int next_fresh, std::uint32_t epoch) {
     const int head = unit / splits_, split = unit % splits_, row = row_of(layer, head);
     receive(p_.exchange.qkv + (layer & 1) * (3 * p_.hidden / 2) + head * (3 * HeadDim / 2), epoch);
-    clock_.restart();
+    clock_.attends();
     const waterweight::h2o_flagged_output output{
         p_.exchange.logit + std::int64_t{row} * p_.capacity, stats_of(row) + 2 * split,
         partials_of(row) + split * HeadDim, epoch};

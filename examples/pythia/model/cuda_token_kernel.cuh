@@ -134,6 +134,7 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     for (auto& sums : group.sums) sums[r] = 0;
     group.arrived = 0;
   }
+  Clock::start_token();
   const std::uint32_t epoch =
       *p.exchange.tokens * static_cast<std::uint32_t>(p.layer_count + 1) + 1;
   __syncthreads();
@@ -171,6 +172,7 @@ __global__ void __launch_bounds__(kTokenThreads, 1)
     change_registers<kTokenStreamRegisters, kTokenLaunchRegisters>();
   }
   __syncthreads();
+  Clock::finish_token(p.times);
   end_token(p, best);
 #endif
 }

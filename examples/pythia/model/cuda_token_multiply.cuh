@@ -123,8 +123,7 @@ class TokenMultiplier {
         first_(first_planes),
         second_(second_planes),
         groups_(groups),
-        lane_(threadIdx.x % 32),
-        clock_(p.times) {}
+        lane_(threadIdx.x % 32) {}
 
   /// Computes every tile of this warp; returns the best of the logits this lane has seen, among ids
   /// below vocab_limit.
@@ -133,12 +132,15 @@ class TokenMultiplier {
     ring_cursor_.advance(warp, ring_.slots);
     Candidate best{-INFINITY, INT32_MAX};
     clock_.start_multiplying();
-    for (TileWalk walk(shares_, p_.layer_count, warp); walk.kind != kNoTile;
-         walk.advance(kTokenMultiplyWarps)) {
+    TileWalk walk(shares_, p_.layer_count, warp);
+    clock_.turns(kNoTile, walk.kind);
+    while (walk.kind != kNoTile) {
       const bool second = walk.kind == kDownTile || walk.kind == kDenseTile;
       done_until(2 * walk.layer + (second ? 1 : 0));
       multiply(walk, epoch + static_cast<std::uint32_t>(walk.layer), vocab_limit, &best);
-      clock_.multiplied(walk.kind);
+      const int kind = clock_.now_at(walk.kind);
+      walk.advance(kTokenMultiplyWarps);
+      clock_.turns(kind, walk.kind);
     }
     clock_.finish_multiplying();
     done_until(2 * p_.layer_count);
@@ -215,9 +217,7 @@ class TokenMultiplier {
     }
     ring_cursor_.advance(kTokenMultiplyWarps, ring_.slots);
 
-    clock_.multiplied(tile.kind);
-    waterweight::detail::mbarrier_wait(staged_->ready + vector, tile.layer & 1);
-    clock_.waited(vector);
+    clock_.wait(tile.kind, vector, staged_->ready + vector, tile.layer & 1);
     const float step = staged_->step[vector];
     int sum = 0;         // of INT8 weights
     float value = 0.0f;  // of 16-bit weights

@@ -186,8 +186,8 @@ class TokenStep {
                          token_merge_bytes(evict_every))
           .total;
     };
-    const std::size_t room =
-        static_cast<std::size_t>(device.max_shared_bytes) - attributes.sharedSizeBytes;
+    const std::size_t room = static_cast<std::size_t>(device.max_shared_bytes) -
+                             attributes.sharedSizeBytes - kTimedSharedBytes;
     std::size_t slots = kMaxRingSlots;
     while (slots >= kLeastRingSlots && layout(slots) > room) --slots;
     if (slots < kLeastRingSlots) return false;

@@ -18,6 +18,9 @@ constexpr bool has_timed_token_kernel(int head_dim, int hidden) {
   return (head_dim == 80 && hidden == 2560) || (head_dim == 64 && hidden == 256);
 }
 
+/// Shared memory that this form needs beside what the usual one does: the sums of its times.
+constexpr std::size_t kTimedSharedBytes = 128;
+
 /// As launch_token_kernel, for a model that has this form. p.times: not null.
 template <class T>
 cudaError_t launch_timed_token_kernel(const TokenParameters<T>& p, int head_dim, WeightType weights,

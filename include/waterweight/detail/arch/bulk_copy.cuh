@@ -78,6 +78,22 @@ __device__ __forceinline__ bool mbarrier_wait_for([[maybe_unused]] std::uint64_t
   return done != 0;
 }
 
+/// Whether the phase has ended, at once.
+__device__ __forceinline__ bool mbarrier_ended([[maybe_unused]] std::uint64_t* barrier,
+                                               [[maybe_unused]] std::uint32_t parity) {
+  std::uint32_t ended = 1;
+  WATERWEIGHT_SM90_ASM_(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(ended)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
+
 /// Starts a copy of `bytes` (a multiple of 16, both addresses 16-byte aligned).
 __device__ __forceinline__ void bulk_copy([[maybe_unused]] void* shared,
                                           [[maybe_unused]] const void* global,
