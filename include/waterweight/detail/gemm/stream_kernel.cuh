@@ -24,7 +24,7 @@ namespace detail {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 /// Fills the ring: one warp.
-template <class Element>
+template <class Element, stream_rows Rows>
 class stream_filler {
  public:
   __device__ __forceinline__ stream_filler(const weight_operand<Element>& w,
@@ -93,13 +93,13 @@ class stream_filler {
     const int lane = threadIdx.x % 32, row = share_.row_of(tile);
     const int count = min(kStreamTile, rows_ - row);
     std::byte* const to = ring_ + slot * plan_.tile_bytes();
-    if (plan_.boxes) {
+    if (Rows == stream_rows::slabs && plan_.boxes) {
       if (lane == 0) {  // rows past the last one are zeros, which count too
         mbarrier_arrive_expect(full(tile), kStreamTile * share_.k_bytes);
         tma_load_slab(shared_address(to), w_map_, row, share_.rank, shared_address(full(tile)),
                       policy_);
       }
-    } else if (plan_.whole_rows) {
+    } else if (Rows != stream_rows::slabs && plan_.whole_rows) {
       if (lane == 0) {
         mbarrier_arrive_expect(full(tile), count * share_.k_bytes);
         bulk_copy(to, first_ + row * ld_, count * share_.k_bytes, full(tile), policy_);
@@ -128,16 +128,17 @@ class stream_filler {
 #endif
 
 /// Requires rows of X and W that start on 16-byte boundaries, K % 16 == 0, m_count <= 8 * NTiles, a
-/// grid of plan.cluster * plan.clusters blocks; w_map: of W, where the plan has boxes, and behind
-/// the parameters that are needed first, which come through a cold cache. `early`: weights and
-/// scales may be read before earlier kernels have ended.
-template <class T, class Element, class Out, class Epilogue, int NTiles>
+/// grid of plan.cluster * plan.clusters blocks, Rows == plan.rows(); w_map: of W, where the plan
+/// has boxes, and behind the parameters that are needed first, which come through a cold cache.
+/// `early`: weights and scales may be read before earlier kernels have ended.
+template <class T, class Element, class Out, class Epilogue, int NTiles, stream_rows Rows>
 __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(Element)))
     stream_kernel(const T* x, std::int64_t x_ld, weight_operand<Element> w, Out* y,
                   std::int64_t y_ld, int m_count, Epilogue epilogue, stream_plan plan, bool early,
                   const __grid_constant__ CUtensorMap w_map) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   constexpr int kSums = stream_sums(NTiles);
+  constexpr bool kSplit = Rows == stream_rows::slabs;
   using multiplier = stream_multiplier<T, Element, NTiles>;
   extern __shared__ __align__(128) std::byte stream_memory[];
   __shared__ __align__(8) stream_barriers barriers;
@@ -148,11 +149,11 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   const stream_share share(plan, w.cols * static_cast<int>(sizeof(Element)));
   const int warps = share.warps, groups = share.groups();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const stream_filler<Element> filler(w, w_map, plan, share, barriers, ring);
+  const stream_filler<Element, Rows> filler(w, w_map, plan, share, barriers, ring);
 
   if (warp == kStreamWarps + 1) {
     if (lane == 0) {
-      if (plan.boxes) tma_prefetch_map(w_map);
+      if (kSplit && plan.boxes) tma_prefetch_map(w_map);
       barriers.init_full();
     }
     __syncwarp();
@@ -165,7 +166,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   // Parameters come through a cache that is cold at every launch: not when they are first needed.
   asm volatile("" ::"l"(x), "l"(x_ld), "l"(y), "l"(y_ld), "r"(m_count));
   __syncwarp();
-  if (plan.cluster > 1) {
+  if constexpr (kSplit) {
     cluster_arrive_relaxed();
     cluster_wait();
   } else {
@@ -193,11 +194,11 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
     const stream_output<Element, Out, Epilogue, NTiles> output{
         w, share, y, y_ld, m_count, epilogue, scales, multiplier::operand::kUnit};
     // The blocks of a cluster finish groups in turn.
-    const auto mine = [&](int i) { return i * plan.cluster + share.rank; };
+    const auto mine = [&](int i) { return kSplit ? i * plan.cluster + share.rank : i; };
     if (!early) wait_for_earlier_kernels();
     for (int i = 0; i < kAhead; ++i) output.request_scales(i, mine(i));
     wait_for_earlier_kernels();
-    const int lag = plan.cluster > 1 ? 1 : 0;
+    constexpr int lag = kSplit ? 1 : 0;
     stream_sum<NTiles> sum;
     for (int q = 0, i = 0; q < groups + lag; ++q) {
       if (q < groups) {
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
         sum.template add<kStreamWarps>(sums + buffer * kStreamWarps * kSums, warps);
         mbarrier_arrive(shared_address(barriers.free + buffer) +
                         after_loading(sum.word(), plan.slots));
-        if (plan.cluster > 1) {
+        if constexpr (kSplit) {
           const int owner = q % plan.cluster, use = q / plan.cluster, box = use % kStreamInboxes;
           if (use >= kStreamInboxes) {
             mbarrier_wait(&barriers.credit[owner][box], (use / kStreamInboxes - 1) & 1);
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
       // With others' sums, one group later: they have had time.
       const int group = mine(i);
       if (group != q - lag) continue;
-      if (plan.cluster > 1) {
+      if constexpr (kSplit) {
         const int box = i % kStreamInboxes;
         if (lane == 0) mbarrier_arrive_expect(barriers.received + box, plan.cluster * kSumBytes);
         mbarrier_wait(barriers.received + box, i / kStreamInboxes & 1);

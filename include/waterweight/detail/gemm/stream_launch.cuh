@@ -17,7 +17,7 @@ struct stream_launcher {
   bool early;  ///< the kernel before writes neither weights nor scales
 
   /// Whether the device runs code that was compiled for sm_90 or newer.
-  static bool present() { return compiled_for(90, stream_kernel<T, Element, Out, Epilogue, 1>); }
+  static bool present() { return compiled_for(90, kernel<1, stream_rows::whole>); }
 
   template <int NTiles>
   cudaError_t run(const stream_plan& plan) const {
@@ -31,12 +31,17 @@ struct stream_launcher {
         return cudaErrorInvalidDeviceFunction;
       }
     }
-    return launch(stream_kernel<T, Element, Out, Epilogue, NTiles>,
+    return launch(plan.rows() == stream_rows::slabs ? kernel<NTiles, stream_rows::slabs>
+                                                    : kernel<NTiles, stream_rows::whole>,
                   dim3(static_cast<unsigned>(plan.cluster * plan.clusters)), kStreamThreads,
                   static_cast<std::size_t>(plan.shared_bytes(NTiles)),
                   launch_options{plan.cluster, true}, stream, x.data, x.ld, w, y.data, y.ld,
                   static_cast<int>(x.rows), epilogue, plan, early, w_map);
   }
+
+ private:
+  template <int NTiles, stream_rows Rows>
+  static constexpr auto kernel = stream_kernel<T, Element, Out, Epilogue, NTiles, Rows>;
 };
 
 }  // namespace detail

@@ -38,7 +38,7 @@ struct stream_operand<__nv_bfloat16, std::int8_t> {
 
 /// A weight plus 128 is a byte, and a byte is, as it stands, the bits of a subnormal __half, which
 /// tensor cores multiply like any other: three instructions for four weights. What the 128 add to a
-/// sum depends on the activations alone and is taken off beforehand.
+/// sum depends on the activations alone: it is computed beforehand and taken off at the end.
 template <>
 struct stream_operand<__half, std::int8_t> {
   static constexpr int kSteps = 4;
@@ -104,8 +104,8 @@ class stream_multiplier {
             mma_m16n8k16<T>(acc[step % 4], kOffsets, x_[c][j][2 * step], x_[c][j][2 * step + 1]);
           }
         }
-        start_[j] = make_float2((acc[0][0] + acc[1][0]) + (acc[2][0] + acc[3][0]),
-                                (acc[0][1] + acc[1][1]) + (acc[2][1] + acc[3][1]));
+        offset_[j] = make_float2((acc[0][0] + acc[1][0]) + (acc[2][0] + acc[3][0]),
+                                 (acc[0][1] + acc[1][1]) + (acc[2][1] + acc[3][1]));
       }
     }
   }
@@ -175,8 +175,8 @@ class stream_multiplier {
     for (int j = 0; j < NTiles; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        acc_[0][j][e] = !operand::kOffset ? 0.0f : e % 2 == 0 ? start_[j].x : start_[j].y;
-        if constexpr (kSets > 1) acc_[1][j][e] = 0.0f;
+#pragma unroll
+        for (int set = 0; set < kSets; ++set) acc_[set][j][e] = 0.0f;
       }
     }
 #pragma unroll
@@ -207,11 +207,13 @@ class stream_multiplier {
         read(__ballot_sync(0xffffffffu, word == 0));
       }
     }
-    if constexpr (kSets > 1) {
 #pragma unroll
-      for (int j = 0; j < NTiles; ++j) {
+    for (int j = 0; j < NTiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) acc_[0][j][e] += acc_[1][j][e];
+      for (int e = 0; e < 4; ++e) {
+        if constexpr (kSets > 1) acc_[0][j][e] += acc_[1][j][e];
+        // Last: products need not wait for it, and the compiler keeps all in registers.
+        if constexpr (operand::kOffset) acc_[0][j][e] += e % 2 == 0 ? offset_[j].x : offset_[j].y;
       }
     }
   }
@@ -240,7 +242,7 @@ class stream_multiplier {
   int chunks_;  ///< of this warp
   int pitch_;
   std::uint32_t x_[kChunks][NTiles][2 * kSteps];
-  float2 start_[NTiles];
+  float2 offset_[NTiles];
   float acc_[kSets][NTiles][4];
 };
 
