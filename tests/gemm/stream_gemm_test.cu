@@ -102,6 +102,24 @@ TYPED_TEST(StreamGemmTest, SlabsThatFillK) {
   }
 }
 
+// Rows too long for a block's warps, taken as several rows of a matrix with as many more rows.
+TYPED_TEST(StreamGemmTest, RowsTakenInParts) {
+  std::mt19937 generator(38);
+  const int all = this->device.sm_count;
+  int i = 0;
+  for (int sms : {4, all}) {
+    this->device.sm_count = sms;
+    for (int k : {5120, 3072, 10240, 8192, 10240 - 256}) {
+      for (int m : {1, 2, 3, 4}) {
+        this->check({m, (sms == 4 ? 93 : 43) + i % 3, k, 16 * (i % 2), 0, 3},
+                    static_cast<test::Kind>(i % 5), 1, i % 4 < 2, generator);
+        ++i;
+      }
+    }
+  }
+  this->check({1, 1, 10240, 0, 0, 0}, test::Kind::identity, 1, true, generator);
+}
+
 // Rows so long that less than the ring is filled before activations are there, with as many chunks
 // to a warp as it can have, and one less.
 TYPED_TEST(StreamGemmTest, BlocksWithMoreTilesThanTheRing) {
@@ -136,7 +154,8 @@ TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
     EXPECT_EQ(small.slots, small.first) << "all in the ring";
     EXPECT_EQ(small.left, detail::kStreamAtOnce);
     EXPECT_EQ(small.whole_rows, m < 4) << "M " << m;
-    EXPECT_EQ(plan(m, 2560, 10240).first, 6) << "a cluster";
+    EXPECT_EQ(plan(m, 2560, 10240).first, m > 2 ? 6 : plan(4 * m, 10240, 2560).first)
+        << "a cluster, or rows in parts";
   }
 }
 
@@ -158,9 +177,42 @@ TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {
   }
 }
 
+// As a product with as many more tokens and rows would be, where those tokens are at most eight.
+TEST(StreamPlan, TakesLongRowsInParts) {
+  const auto plan = [](int m, int n, int k) {
+    return detail::make_stream_plan(132, m, n, k, k, sizeof(std::int8_t));
+  };
+  for (int k : {2560, 4096, 5120, 8192, 10240, 20480, 3072, 3072 + 64, 10240 + 256}) {
+    const int fold = k <= 2560 ? 0 : k <= 5120 ? 1 : 2;
+    const bool fits = k >> fold <= 2560 && k % (64 << fold) == 0;
+    for (int m : {1, 2, 3, 4, 5, 8, 16}) {
+      SCOPED_TRACE(::testing::Message() << "M " << m << " K " << k);
+      const auto long_rows = plan(m, 2560, k);
+      const int expected = fits && m << fold <= 8 ? fold : 0;
+      EXPECT_EQ(long_rows.fold, expected);
+      if (expected > 0) {
+        const auto parts = plan(m << fold, 2560 << fold, k >> fold);
+        EXPECT_EQ(long_rows.rows(), detail::stream_rows::parts);
+        EXPECT_EQ(parts.rows(), detail::stream_rows::whole);
+        EXPECT_EQ(long_rows.clusters, parts.clusters);
+        EXPECT_EQ(long_rows.tiles, parts.tiles);
+        EXPECT_EQ(long_rows.first, parts.first);
+        EXPECT_EQ(long_rows.left, parts.left);
+        EXPECT_EQ(long_rows.whole_rows, parts.whole_rows);
+      } else {
+        EXPECT_EQ(long_rows.rows(),
+                  k <= 2560 ? detail::stream_rows::whole : detail::stream_rows::slabs);
+      }
+    }
+  }
+  EXPECT_EQ(detail::make_stream_plan(132, 1, 2560, 10240, 10240, 2).fold, 0) << "16-bit weights";
+  EXPECT_EQ(detail::make_stream_plan(132, 1, 2560, 10240, 10256, 1).fold, 0) << "rows apart";
+  EXPECT_EQ(detail::make_stream_plan(132, 1, 2560, 10240, 10240, 1, 4).fold, 0) << "a cluster";
+}
+
 TEST(StreamPlan, LargeClustersAreFollowedWithFewerTilesLeft) {
   const auto left = [](int m, int n, int k) {
-    return detail::make_stream_plan(132, m, n, k, k, sizeof(std::int8_t)).left;
+    return detail::make_stream_plan(132, m, n, k, k + 64, sizeof(std::int8_t)).left;
   };
   for (int m : {1, 4, 8}) {
     EXPECT_EQ(left(m, 2560, 10240), 4) << "boxes, M " << m;

@@ -127,10 +127,11 @@ class stream_filler {
 
 #endif
 
-/// Requires rows of X and W that start on 16-byte boundaries, K % 16 == 0, m_count <= 8 * NTiles, a
-/// grid of plan.cluster * plan.clusters blocks, Rows == plan.rows(); w_map: of W, where the plan
-/// has boxes, and behind the parameters that are needed first, which come through a cold cache.
-/// `early`: weights and scales may be read before earlier kernels have ended.
+/// w: as the launcher folds it, of plan.fold. Requires rows of X and W that start on 16-byte
+/// boundaries, K % 16 == 0, m_count <= 8 * NTiles, a grid of plan.cluster * plan.clusters blocks,
+/// Rows == plan.rows(); w_map: of W, where the plan has boxes, and behind the parameters that are
+/// needed first, which come through a cold cache. `early`: weights and scales may be read before
+/// earlier kernels have ended.
 template <class T, class Element, class Out, class Epilogue, int NTiles, stream_rows Rows>
 __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(Element)))
     stream_kernel(const T* x, std::int64_t x_ld, weight_operand<Element> w, Out* y,
@@ -139,6 +140,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   constexpr int kSums = stream_sums(NTiles);
   constexpr bool kSplit = Rows == stream_rows::slabs;
+  const int fold = Rows == stream_rows::parts ? plan.fold : 0;
   using multiplier = stream_multiplier<T, Element, NTiles>;
   extern __shared__ __align__(128) std::byte stream_memory[];
   __shared__ __align__(8) stream_barriers barriers;
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   } else if (warp < warps) {
     wait_for_earlier_kernels();
     multiplier mine(plan, share);
-    mine.load(x, x_ld, m_count, share);
+    mine.load(x, x_ld, m_count, w.cols, fold, share);
     const bool exact = share.k_bytes == warps * plan.warp_chunks * kStreamChunk;
     if (exact && plan.warp_chunks == multiplier::kChunks) {
       mine.template run<multiplier::kChunks, true>(plan, share, barriers, ring, sums);
@@ -192,7 +194,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(NTiles, sizeof(E
   } else if (warp == kStreamWarps) {
     constexpr int kSumBytes = kSums * static_cast<int>(sizeof(float)), kAhead = kStreamScales / 2;
     const stream_output<Element, Out, Epilogue, NTiles> output{
-        w, share, y, y_ld, m_count, epilogue, scales, multiplier::operand::kUnit};
+        w, share, y, y_ld, m_count, epilogue, scales, fold, multiplier::operand::kUnit};
     // The blocks of a cluster finish groups in turn.
     const auto mine = [&](int i) { return kSplit ? i * plan.cluster + share.rank : i; };
     if (!early) wait_for_earlier_kernels();

@@ -31,17 +31,29 @@ struct stream_launcher {
         return cudaErrorInvalidDeviceFunction;
       }
     }
-    return launch(plan.rows() == stream_rows::slabs ? kernel<NTiles, stream_rows::slabs>
-                                                    : kernel<NTiles, stream_rows::whole>,
+    weight_operand<Element> parts = w;  // of rows, as rows
+    parts.rows <<= plan.fold;
+    parts.cols >>= plan.fold;
+    parts.ld >>= plan.fold;
+    return launch(kernel_for<NTiles>(plan.rows()),
                   dim3(static_cast<unsigned>(plan.cluster * plan.clusters)), kStreamThreads,
                   static_cast<std::size_t>(plan.shared_bytes(NTiles)),
-                  launch_options{plan.cluster, true}, stream, x.data, x.ld, w, y.data, y.ld,
+                  launch_options{plan.cluster, true}, stream, x.data, x.ld, parts, y.data, y.ld,
                   static_cast<int>(x.rows), epilogue, plan, early, w_map);
   }
 
  private:
   template <int NTiles, stream_rows Rows>
   static constexpr auto kernel = stream_kernel<T, Element, Out, Epilogue, NTiles, Rows>;
+
+  template <int NTiles>
+  static auto kernel_for(stream_rows rows) {
+    if (rows == stream_rows::slabs) return kernel<NTiles, stream_rows::slabs>;
+    if constexpr (NTiles == 1 && sizeof(Element) == 1) {
+      if (rows == stream_rows::parts) return kernel<NTiles, stream_rows::parts>;
+    }
+    return kernel<NTiles, stream_rows::whole>;
+  }
 };
 
 }  // namespace detail

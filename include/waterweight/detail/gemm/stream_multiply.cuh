@@ -69,17 +69,19 @@ class stream_multiplier {
                                           static_cast<int>(threadIdx.x) / 32 * plan.warp_chunks)),
         pitch_(plan.pitch()) {}
 
-  /// Loads this warp's activations: X must be final.
-  __device__ __forceinline__ void load(const T* x, std::int64_t x_ld, int m_count,
-                                       const stream_share& share) {
+  /// Loads this warp's activations: X must be final. `cols`: of a part, with 1 << fold of them to a
+  /// row of X.
+  __device__ __forceinline__ void load(const T* x, std::int64_t x_ld, int m_count, int cols,
+                                       int fold, const stream_share& share) {
     constexpr int kVectors = kSteps / 2, kElement = static_cast<int>(sizeof(Element));
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
       const int m = 8 * j + group();
-      const T* const row = x + m * x_ld + (share.k_begin + first_) / kElement;
+      const int token = m >> fold, part = m - (token << fold);
+      const T* const row = x + token * x_ld + part * cols + (share.k_begin + first_) / kElement;
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        const bool present = m < m_count && c < chunks_ && first_ + c * kStreamChunk < bytes_;
+        const bool present = token < m_count && c < chunks_ && first_ + c * kStreamChunk < bytes_;
 #pragma unroll
         for (int i = 0; i < kVectors; ++i) {
           const uint4 v =

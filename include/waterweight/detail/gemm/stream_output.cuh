@@ -38,6 +38,26 @@ struct stream_sum {
     }
   }
 
+  /// Of rows taken in 1 << fold parts, which are neighbours, each multiplied with all parts of a
+  /// token's activations: adds up the products of parts with their own. The lane of part 0 then has
+  /// the sums of its first 4 >> fold tokens.
+  __device__ __forceinline__ void fold(int fold) {
+    static_assert(NTiles == 1, "parts of tokens fill no more");
+    const auto add_neighbour = [](float v, int rows) {
+      return v + __shfl_xor_sync(0xffffffffu, v, 2 * rows);
+    };
+    float4& p = part[0];
+    const int row = threadIdx.x % 32 / 2;
+    p.x = row % 2 == 0 ? p.x : p.y;
+    p.y = row % 2 == 0 ? p.z : p.w;
+    if (fold == 1) {
+      p.x = add_neighbour(p.x, 1);
+      p.y = add_neighbour(p.y, 1);
+    } else {
+      p.x = add_neighbour(add_neighbour(row % 4 < 2 ? p.x : p.y, 1), 2);
+    }
+  }
+
   /// Made of all that add() loaded.
   __device__ __forceinline__ std::uint32_t word() const {
     std::uint32_t bits = 0;
@@ -56,6 +76,7 @@ struct stream_output {
   int m_count;
   const Epilogue& epilogue;
   float (&scales)[kStreamScales][kStreamGroup];
+  int fold;    ///< of the plan
   float unit;  ///< what all sums are short of
 
   __device__ __forceinline__ int channel(int group) const {
@@ -70,7 +91,7 @@ struct stream_output {
       const int lane = threadIdx.x % 32;
       const int n = share.row_of(group * kStreamTiles + lane / kStreamTile) + lane % kStreamTile;
       if (lane < kStreamGroup && n < w.rows) {
-        cp_async_4(scales[i % kStreamScales] + lane, w.scale + n, true);
+        cp_async_4(scales[i % kStreamScales] + lane, w.scale + (n >> fold), true);
       }
       cp_async_commit();
     }
@@ -88,17 +109,19 @@ struct stream_output {
     }
   }
 
-  __device__ __forceinline__ void store(const stream_sum<NTiles>& sum, float scale,
-                                        int group) const {
-    const int n = channel(group);
-    if (n >= w.rows) return;
+  __device__ __forceinline__ void store(stream_sum<NTiles> sum, float scale, int group) const {
+    const int row = channel(group), n = row >> fold;
+    if constexpr (NTiles == 1) {
+      if (fold > 0) sum.fold(fold);
+    }
+    if (row >= w.rows || row != n << fold) return;
 #pragma unroll
     for (int j = 0; j < NTiles; ++j) {
       const float values[4] = {sum.part[j].x, sum.part[j].y, sum.part[j].z, sum.part[j].w};
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int m = 8 * j + threadIdx.x % 2 * 4 + e;
-        if (m < m_count) {
+        const int m = ((8 * j + threadIdx.x % 2 * 4) >> fold) + e;
+        if (e < 4 >> fold && m < m_count) {
           y[m * ld + n] = from_float<Out>(epilogue(values[e] * scale, m, n));
         }
       }

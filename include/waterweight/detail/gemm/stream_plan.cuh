@@ -49,11 +49,11 @@ WATERWEIGHT_HOST_DEVICE constexpr int stream_n_tiles(std::int64_t m) { return m 
 /// Floats in the sums of one group of rows.
 WATERWEIGHT_HOST_DEVICE constexpr int stream_sums(int n_tiles) { return n_tiles * 128; }
 
-/// What blocks have of rows of W: all, or slabs, which blocks of a cluster split K into. Kernels of
-/// their own: what blocks without a cluster never run costs them registers and time. One token,
-/// H200, BF16, with the code for clusters and without: 7680 x 2560 5.56 us, 5.16; 2560 x 2560 2.77,
-/// 2.67.
-enum class stream_rows { whole, slabs };
+/// What blocks have of rows of W: all, or slabs, which blocks of a cluster split K into, or all,
+/// but of a row of W each of several rows is a part (see stream_fold). Kernels of their own: what
+/// blocks without a cluster never run costs them registers and time. One token, H200, BF16, with
+/// the code for clusters and without: 7680 x 2560 5.56 us, 5.16; 2560 x 2560 2.77, 2.67.
+enum class stream_rows { whole, slabs, parts };
 
 /// Blocks of a cluster have a slab of K each and the same rows: every clusters-th tile.
 struct stream_plan {
@@ -67,13 +67,14 @@ struct stream_plan {
   int last_warps;   ///< in the last block of the cluster
   int slots;        ///< of the ring
   int first;        ///< of those, how many are filled before activations are there
+  int fold;         ///< log2 of the parts that a row of W is taken in, each as a row
   bool whole_rows;  ///< a tile is one piece of memory
   bool boxes;       ///< a tile is one box of a tensor map: see tma_make_slab_map
   int look_ahead;   ///< tiles asked of L2 beyond the first slots
   int left;  ///< tiles still to be asked for when the next kernel may start, or kStreamAtOnce
 
   constexpr stream_rows rows() const {
-    return cluster > 1 ? stream_rows::slabs : stream_rows::whole;
+    return cluster > 1 ? stream_rows::slabs : fold > 0 ? stream_rows::parts : stream_rows::whole;
   }
 
   /// Bytes from row to row in the ring.
@@ -107,11 +108,12 @@ inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with th
 /// 17920 x 2560: 10.9, 10.6, 11.9; eight: 11.6, 11.4, 12.2, 13.7. Small products are best followed
 /// at once, but for more than four tokens if tiles are copied whole: loading their activations
 /// takes too long while it asks for weights (see kStreamRowsFrom). 2560 x 2560 at once: 2.8, after
-/// filling: 3.5. In clusters of 4 that copy row by row, with 4, 5 and 6 left, 2560 x 10240 (22):
-/// one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9; eight: 9.4, 9.0, 9.2.
+/// filling: 3.5. One token, 4096 x 4096 in parts (16 tiles of 8 KiB; see stream_fold), at once,
+/// with 4 and with 6 left: 5.7, 5.0, 5.0. In clusters of 4 that copy row by row, with 4, 5 and 6
+/// left, 2560 x 10240 (22): one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9; eight: 9.4, 9.0, 9.2.
 constexpr int stream_left(std::int64_t m, std::int64_t cluster, std::int64_t tiles,
                           std::int64_t tile_bytes) {
-  if (m <= 4 && tiles * tile_bytes <= 128 * 1024) return kStreamAtOnce;
+  if (m <= 4 && tiles * tile_bytes < 128 * 1024) return kStreamAtOnce;
   if (cluster > 2) return 5;
   return tiles < 64 ? 6 : 8;
 }
@@ -147,10 +149,33 @@ constexpr int stream_look_ahead(std::int64_t m, std::int64_t tiles, std::int64_t
 /// four: 4.5, 4.0; eight: 4.8, 4.2; 2048 x 2048: four: 2.16, 2.25; five: 2.8, 2.3; eight: 3.0, 2.7.
 inline constexpr int kStreamRowsFrom = 4;
 
+/// Rows of W that are too long for a block's warps are taken in two or four parts, rows themselves
+/// of a matrix with as many more rows. It is multiplied with all parts of every token's
+/// activations, as if they were tokens, and the products of parts with their own are added up:
+/// tensor cores have eight columns anyway, whose other products cost nothing, and no block waits
+/// for the sums of others. Log2 of the parts; 0: rows are whole, or blocks of a cluster split K.
+/// With cluster and parts: one token, 2560 x 10240: 7.4, 6.7; 16384 x 4096: 16.7, 15.6; two: 7.5,
+/// 7.8 and 16.7, 15.7; four, 16384 x 4096: 16.9, 16.0. The next kernel can move in as where rows
+/// are whole: the four products of a layer of Pythia-2.8B one after another, one token: 26.8, 21.4;
+/// two: 25.7, 23.2.
+constexpr int stream_fold(std::int64_t m, std::int64_t k, std::int64_t ld, int element_bytes) {
+  if (element_bytes > 1 || ld != k) return 0;
+  const std::int64_t longest = kStreamWarps * stream_chunks(element_bytes) * kStreamChunk;
+  int fold = 0;
+  while (fold < 2 && k >> fold > longest) ++fold;
+  const bool parts = k % (kStreamChunk << fold) == 0 && k >> fold <= longest && m << fold <= 8;
+  return parts ? fold : 0;
+}
+
 /// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
 /// least `least_cluster`; clusters == 0 if K is too long.
 constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, std::int64_t k,
                                        std::int64_t ld, int element_bytes, int least_cluster = 1) {
+  const int fold = least_cluster > 1 ? 0 : stream_fold(m, k, ld, element_bytes);
+  m <<= fold;
+  n <<= fold;
+  k >>= fold;
+  ld >>= fold;
   const int n_tiles = stream_n_tiles(m);
   const auto divide_up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   const std::int64_t all = divide_up(k * element_bytes, kStreamChunk);
@@ -169,6 +194,7 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   const bool on_all = cluster <= 2 && each > 1 && stream_blocks(n_tiles, element_bytes) > 1;
   const std::int64_t clusters = on_all ? most_clusters : divide_up(tiles, each);
   stream_plan plan{};
+  plan.fold = fold;
   plan.cluster = static_cast<int>(cluster);
   plan.clusters = static_cast<int>(clusters);
   plan.tiles = static_cast<int>(tiles / clusters);
