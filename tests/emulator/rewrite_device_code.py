@@ -54,7 +54,7 @@ UNREACHED = [
     r"^setp\.ne\.b32 active, %3, 0; @active cp\.async\.",
     r"^(fma|sub|max)\.",
     r"^griddepcontrol\.",
-    r"^ld\.(acquire|global\.nc\.L1)",
+    r"^ld\.(acquire|global\.(nc\.L1|v4))",
     r"^ldmatrix\.",
     r"^mapa\.",
     r"^mbarrier\.(test|try)_wait\.",

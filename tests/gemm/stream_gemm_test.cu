@@ -258,8 +258,9 @@ TYPED_TEST(StreamGemmTest, LongestRows) {
   this->check({16, 40, longest - 16, 0, 0, 0}, test::Kind::gelu_tanh, 1, true, generator);
 }
 
-// Each product reads what the one before it wrote, and writes what that one read. Beside others
-// another kernel multiplies.
+// Each product reads what the one before it wrote, and adds to what that one read: both have been
+// read in part by every SM and may be in its L1, as they were. Beside others another kernel
+// multiplies.
 TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
   using T = typename TestFixture::T;
   if constexpr (std::is_same_v<T, typename TestFixture::Out> &&
@@ -270,8 +271,8 @@ TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
       int m;
       bool beside_others;
     };
-    for (const Chain& chain :
-         {Chain{1, false}, Chain{8, false}, Chain{16, false}, Chain{8, true}, Chain{16, true}}) {
+    for (const Chain& chain : {Chain{1, false}, Chain{4, false}, Chain{8, false}, Chain{16, false},
+                               Chain{8, true}, Chain{16, true}}) {
       const int m = chain.m;
       SCOPED_TRACE(::testing::Message() << "M " << m << " beside others " << chain.beside_others);
       this->device.beside_others = chain.beside_others;
@@ -282,9 +283,10 @@ TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
       }
       // Keeps the deviation of the values where it is.
       const std::vector<float> scales(kSize, 1.0f / 73.6f / std::sqrt(float(kSize)));
-      test::DeviceBuffer<T> a(start), b(start.size());
+      test::DeviceBuffer<T> a(start), b(start);
       test::DeviceBuffer<std::int8_t> w(weights);
       test::DeviceBuffer<float> scale(scales);
+      test::DeviceBuffer<T> bias(test::random_normal<T>(kSize, 1.0f, generator));
       const auto links = [&](bool apart) {
         for (int i = 0; i < kLinks; ++i) {
           auto& from = i % 2 == 0 ? a : b;
@@ -292,7 +294,8 @@ TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
           const cudaError_t status = waterweight::w8a16_gemm(
               this->device, matrix_view<const T>{from.data(), m, kSize, kSize},
               int8_weight_view{w.data(), scale.data(), kSize, kSize, kSize},
-              matrix_view<T>{to.data(), m, kSize, kSize}, waterweight::identity_epilogue{},
+              matrix_view<T>{to.data(), m, kSize, kSize},
+              waterweight::bias_residual_epilogue<T, T>{bias.data(), to.data(), kSize},
               this->workspace(), this->stream, apart ? early_read::nothing : early_read::weights);
           if (status != cudaSuccess) return status;
           if (apart) EXPECT_CUDA(cudaStreamSynchronize(this->stream));
@@ -302,7 +305,11 @@ TYPED_TEST(StreamGemmTest, ProductsInAChainWaitForEachOther) {
       ASSERT_CUDA(links(true));
       const std::vector<T> expected = a.download();
       this->run_eager_and_captured(
-          [&] { a.upload(start); }, [&] { return links(false); },
+          [&] {
+            a.upload(start);
+            b.upload(start);
+          },
+          [&] { return links(false); },
           [&](int) { EXPECT_TRUE(test::same_bits(expected, a.download())); });
     }
   }

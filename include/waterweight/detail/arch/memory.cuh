@@ -24,6 +24,17 @@ __device__ __forceinline__ uint4 load_l2(const void* pointer) {
   return __ldcg(static_cast<const uint4*>(pointer));
 }
 
+/// 16 bytes by an ordinary load, which stays behind what is before it in the program, as
+/// wait_for_earlier_kernels().
+__device__ __forceinline__ uint4 load_in_order(const void* pointer) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(pointer)
+               : "memory");
+  return value;
+}
+
 /// Asks for the cache line of `pointer` to be brought into L2. Changes nothing but time.
 __device__ __forceinline__ void prefetch_l2(const void* pointer) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));

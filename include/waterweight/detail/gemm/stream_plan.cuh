@@ -154,10 +154,10 @@ inline constexpr int kStreamRowsFrom = 4;
 /// activations, as if they were tokens, and the products of parts with their own are added up:
 /// tensor cores have eight columns anyway, whose other products cost nothing, and no block waits
 /// for the sums of others. Log2 of the parts; 0: rows are whole, or blocks of a cluster split K.
-/// With cluster and parts: one token, 2560 x 10240: 7.4, 6.7; 16384 x 4096: 16.7, 15.6; two: 7.5,
-/// 7.8 and 16.7, 15.7; four, 16384 x 4096: 16.9, 16.0. The next kernel can move in as where rows
-/// are whole: the four products of a layer of Pythia-2.8B one after another, one token: 26.8, 21.4;
-/// two: 25.7, 23.2.
+/// With cluster and parts: one token, 2560 x 10240: 7.3, 6.7; 16384 x 4096: 16.6, 15.5; two: 7.4,
+/// 7.3 and 16.6, 15.6; four, 16384 x 4096: 16.8, 15.6. The next kernel can move in as where rows
+/// are whole: the four products of a layer of Pythia-2.8B one after another, one token: 24.9, 21.6;
+/// two: 25.3, 22.5.
 constexpr int stream_fold(std::int64_t m, std::int64_t k, std::int64_t ld, int element_bytes) {
   if (element_bytes > 1 || ld != k) return 0;
   const std::int64_t longest = kStreamWarps * stream_chunks(element_bytes) * kStreamChunk;
