@@ -141,13 +141,18 @@ TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
   for (int n : {7680, 10240, 17920, 50304}) {
     for (int m : {1, 2, 4, 5, 8}) {
       SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n);
-      EXPECT_EQ(plan(m, n, 2560).first, m == 1 || m == 8 ? 6 : 4);
-      const bool fewer = (n == 10240 && m > 2 && m < 8) || (n == 17920 && m == 5);
-      EXPECT_EQ(plan(m, n, 2560).look_ahead, n == 7680 ? (m <= 4 ? 4 : 2) : fewer ? 4 : 8);
+      EXPECT_EQ(plan(m, n, 2560).first, m == 1 ? 6 : 4);
+      const bool fewer = n == 7680 || (n == 10240 && m > 2) || (n == 17920 && m > 4);
+      EXPECT_EQ(plan(m, n, 2560).look_ahead, fewer ? 4 : 8);
       EXPECT_GT(plan(m, n, 2560).slots, 8);
       EXPECT_TRUE(plan(m, n, 2560).whole_rows);
     }
     EXPECT_EQ(plan(16, n, 2560).slots, plan(16, n, 2560).first);
+  }
+  for (int m : {1, 2, 4, 8}) {
+    const auto shortest = plan(m, 8192, 2048);
+    EXPECT_EQ(shortest.first, 8) << "M " << m;
+    EXPECT_EQ(shortest.look_ahead, 2) << "M " << m;
   }
   for (int m : {1, 3, 4, 8}) {
     const auto small = plan(m, 2560, 2560);
@@ -159,21 +164,16 @@ TEST(StreamPlan, FillsPartOfTheRingFirstWhereMoreTilesFollow) {
   }
 }
 
-TEST(StreamPlan, MoreThanFourTokensAreFollowedAfterASlotIsFilledAgain) {
+TEST(StreamPlan, ShortBlocksAreFollowedAtOnceOthersWithFewTilesLeft) {
   for (int tiles = 1; tiles <= 70; ++tiles) {
     SCOPED_TRACE(::testing::Message() << tiles << " tiles");
     const auto plan = [&](int m) {
       return detail::make_stream_plan(132, m, 132 * detail::kStreamTile * tiles, 2560, 2560,
                                       sizeof(std::int8_t));
     };
-    const int slots = plan(8).slots;
-    if (tiles > slots) {
-      EXPECT_GE(plan(8).left, 1);
-      EXPECT_LE(plan(8).left, tiles == slots + 1 ? 1 : tiles - slots - 1);
-    }
-    EXPECT_EQ(plan(4).left, tiles * 4 * 2560 <= 128 * 1024 ? detail::kStreamAtOnce
-                            : tiles < 64                   ? 6
-                                                           : 8);
+    const int left = tiles < 64 ? 6 : 8;
+    EXPECT_EQ(plan(4).left, tiles <= 12 ? detail::kStreamAtOnce : left);
+    EXPECT_EQ(plan(8).left, tiles <= plan(8).slots ? detail::kStreamAtOnce : left);
   }
 }
 

@@ -105,12 +105,14 @@ inline constexpr int kStreamAtOnce = -1;  ///< the next kernel may start with th
 /// Earlier, its blocks compete for memory and have nothing left to ask for when it falls idle. One
 /// token, with 4, 6, 8 and 12 tiles left, 10240 x 2560 (20 tiles): 6.9, 6.2, 6.8, 8.4;
 /// 17920 x 2560 (34): 10.7, 10.3, 11.3, 12.6; 50304 x 2560 (96): 29.9, 29.2, 29.1, 30.1; four,
-/// 17920 x 2560: 10.9, 10.6, 11.9; eight: 11.6, 11.4, 12.2, 13.7. Small products are best followed
-/// at once, but for more than four tokens if tiles are copied whole: loading their activations
-/// takes too long while it asks for weights (see kStreamRowsFrom). 2560 x 2560 at once: 2.8, after
-/// filling: 3.5. One token, 4096 x 4096 in parts (16 tiles of 8 KiB; see stream_fold), at once,
-/// with 4 and with 6 left: 5.7, 5.0, 5.0. In clusters of 4 that copy row by row, with 4, 5 and 6
-/// left, 2560 x 10240 (22): one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9; eight: 9.4, 9.0, 9.2.
+/// 17920 x 2560: 10.9, 10.6, 11.9; eight, with 2, 4 and 6: 10240 x 2560: 7.0, 6.9, 6.6; 7680 x 2560
+/// (15): 5.7, 5.6, 5.3; 17920 x 2560, with 4, 6 and 8: 11.1, 10.9, 11.1. Small products are best
+/// followed at once, but for more than four tokens if tiles are copied whole: loading their
+/// activations takes too long while it asks for weights (see kStreamRowsFrom). 2560 x 2560 at
+/// once: 2.8, after filling: 3.5. One token, 4096 x 4096 in parts (16 tiles of 8 KiB; see
+/// stream_fold), at once, with 4 and with 6 left: 5.7, 5.0, 5.0. In clusters of 4 that copy row by
+/// row, with 4, 5 and 6 left, 2560 x 10240 (22): one token: 8.5, 8.4, 8.7; four: 8.9, 8.7, 8.9;
+/// eight: 9.4, 9.0, 9.2.
 constexpr int stream_left(std::int64_t m, std::int64_t cluster, std::int64_t tiles,
                           std::int64_t tile_bytes) {
   if (m <= 4 && tiles * tile_bytes < 128 * 1024) return kStreamAtOnce;
@@ -123,23 +125,25 @@ constexpr int stream_left(std::int64_t m, std::int64_t cluster, std::int64_t til
 /// nothing is computed; memory is slower with more. With 4, 6, 8 and all 10 slots: one token,
 /// 10240 x 2560: 6.5, 6.3, 6.5, 6.9; 17920 x 2560: 11.2, 10.9, 11.0, 11.5; four tokens,
 /// 7680 x 2560: 5.5, 5.7, 6.3, 6.4; 50304 x 2560: 28.9, 29.0, 29.3, 29.5; eight tokens,
-/// 10240 x 2560: 7.5, 7.3, 7.3, 7.5; 50304 x 2560: 29.9, 29.6, 29.7, 29.8. Six tokens, with 4 and
-/// 6: 7680 x 2560: 5.8, 6.6; 10240 x 2560: 7.0, 7.5.
-constexpr std::int64_t stream_first_bytes(std::int64_t m) {
-  return (m >= 2 && m <= 7 ? 40 : 60) * 1024;
+/// 10240 x 2560: 6.6, 7.0, 7.3; 7680 x 2560: 5.3, 6.5, 6.8; 17920 x 2560: 10.9, 11.2, 11.5. Most of
+/// the shortest blocks' at once: with 5, 6 and 8 of 13 slots of 8 KiB, 4096 x 4096 in parts, one
+/// token: 5.1, 4.95, 4.88.
+constexpr std::int64_t stream_first_bytes(std::int64_t m, std::int64_t bytes) {
+  if (bytes <= 128 * 1024) return 64 * 1024;
+  return (m >= 2 ? 40 : 60) * 1024;
 }
 
-/// Tiles asked of L2 beyond those. Few for short blocks of few tokens, which are followed before
-/// all of them have come; more tokens' activations take longer to come the more is under way, until
-/// memory must be busy while they do. With 2, 4 and 8 tiles: 7680 x 2560 (15 tiles), one token: -,
-/// 5.1, 5.2; six: 5.80, 5.88, 6.6; eight: 6.3, -, 6.8; 10240 x 2560 (20 tiles), one: -, 6.6, 6.3;
-/// three: 6.7, 6.5, 7.0; four: 6.8, 6.7, 7.1; six: 7.03, 7.05, 7.5; eight: -, 7.7, 7.4; 17920 x
-/// 2560 (34 tiles), two: -, 11.1, 10.8; four: -, 11.0, 10.9; six: 11.3, 11.4, 11.6; eight:
-/// -, 12.0, 11.7; 50304 x 2560, four: -, 30.3, 29.4.
-constexpr int stream_look_ahead(std::int64_t m, std::int64_t tiles, std::int64_t tile_bytes) {
-  const std::int64_t kib = tiles * tile_bytes / 1024;
-  if (kib <= 180) return m <= 4 ? 4 : 2;
-  return (m > 2 && m < 8 && kib <= 260) || (m > 4 && m < 8 && kib <= 400) ? 4 : 8;
+/// Tiles asked of L2 beyond those. Few for short blocks, which are followed before all of them have
+/// come; more tokens' activations take longer to come the more is under way. With 2, 4 and 8 tiles:
+/// 4096 x 4096 in parts (16 tiles of 8 KiB), one token: 4.88, 4.95; two: 5.02, 5.08; 7680 x 2560
+/// (15 tiles of 10 KiB), one: -, 5.1, 5.2; five: 5.42, 5.40, 5.9; eight: 5.32, 5.32, 5.8;
+/// 10240 x 2560 (20 tiles), one: -, 6.6, 6.3; three: 6.7, 6.5, 7.0; four: 6.8, 6.7, 7.1; five: 6.9,
+/// 6.5, 7.0; eight: 6.8, 6.6, 7.1; 17920 x 2560 (34 tiles), two: -, 11.1, 10.8; four: -, 11.0,
+/// 10.9; six: 11.3, 11.4, 11.6; eight: -, 10.9, 11.1; 50304 x 2560, four: -, 30.3, 29.4.
+constexpr int stream_look_ahead(std::int64_t m, std::int64_t bytes) {
+  const std::int64_t kib = bytes / 1024;
+  if (kib <= 128) return 2;
+  return kib <= 180 || (m > 2 && kib <= 260) || (m > 4 && kib <= 400) ? 4 : 8;
 }
 
 /// From so many tokens on, blocks with room for all of their tiles copy these row by row, though a
@@ -222,13 +226,9 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
       plan.left = kStreamAtOnce;
     }
     if (cluster == 1 && each > plan.slots) {
-      const std::int64_t first = stream_first_bytes(m) / plan.tile_bytes();
+      const std::int64_t first = stream_first_bytes(m, each * bytes) / bytes;
       if (first < plan.slots) plan.first = static_cast<int>(first);
-      plan.look_ahead = stream_look_ahead(m, each, bytes);
-      // Loading the activations of more than four tokens takes too long while the next kernel asks
-      // for weights: 7680 x 2560, 8 tokens: 6.4 us if a slot is to be filled again first, else 7.1.
-      const int again = static_cast<int>(each) - plan.slots - 1;
-      if (m > 4 && plan.left > again) plan.left = again > 1 ? again : 1;
+      plan.look_ahead = stream_look_ahead(m, each * bytes);
     }
   }
   // K is exactly as long as its slabs. A block's bulk copies of 2560 bytes take 90 ns each (50304 x
