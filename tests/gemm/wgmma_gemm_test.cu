@@ -273,8 +273,8 @@ TEST(WgmmaSelector, IsAskedWhereTheKernelIsTheFasterOneForFewTokens) {
       {7680, 2560, false, false, true},  {2560, 2560, false, false, true},
       {10240, 2560, false, false, true}, {17920, 2560, false, false, true},
       {50304, 2560, false, false, true}, {16384, 4096, false, false, true},
-      {2560, 10240, false, true, true},  {4096, 16384, true, true, true},
-      {512, 2560, false, false, false}};
+      {2560, 10240, false, false, true}, {4096, 16384, true, true, true},
+      {2560, 12288, false, true, true},  {512, 2560, false, false, false}};
   waterweight::device_info device{};
   device.sm_count = 132;
   device.compute_capability = 90;

@@ -68,10 +68,10 @@ struct gemm_launcher {
   /// asks for all of memory, is the slower one from two tokens on: a step of Pythia-2.8B, the MLP
   /// beside the attention, takes with it and with wgmma 2283 and 2103 us at 16 sequences (before
   /// mma.sync), 1739 and 1432 at 8, 1340 and 1217 at 4, 1248 and 1143 at 2 (medians).
-  /// Where K is too long for it, gemv is the alternative: 4096 x 16384 19.4 with wgmma, 26.8 (8
-  /// tokens). Up to 8 tokens the longest rows pay: 2560 x 10240 8.4, 8.4 (8 tokens), 8.7, 7.8 (4);
-  /// others do not: 16384 x 4096 17.3, 17.2 (8), 18.0, 16.7 (1); 7680 x 2560 6.5, 6.3 (8); 50304 x
-  /// 2560 32.7, 30.9 (8). 16-bit weights, 16 tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2;
+  /// Where K is too long for it, gemv is the alternative: 4096 x 16384 19.8 with wgmma, 26.8 (8
+  /// tokens). Otherwise wgmma does not pay for up to 8 tokens: 2560 x 10240 8.4, 7.7 (8 tokens),
+  /// 8.4, 7.4 (5); 16384 x 4096 17.3, 16.8 (8), 18.0, 15.5 (1); 7680 x 2560 6.5, 5.4 (8); 50304 x
+  /// 2560 32.7, 29.2 (8). 16-bit weights, 16 tokens: 2560 x 2560 5.5, 7.3; 7680 x 2560 11.2, 12.2;
   /// 10240 x 2560 15.7, 15.0; 2560 x 10240 15.6, 16.0; 4096 x 16384 37.8, 62.4 (gemv).
   bool prefers_wgmma(const device_info& device) const {
     if (!kCompiledForSm90 || device.compute_capability != 90) return false;
@@ -84,7 +84,7 @@ struct gemm_launcher {
     } else {
       if (device.beside_others && x.rows > 1) return true;
       if (x.rows > 8) return enough;
-      return w.cols >= 10240 && weights > (x.rows > 4 ? 24 : 32) * kMillion;
+      return w.cols > 10240 && weights > (x.rows > 4 ? 24 : 32) * kMillion;
     }
   }
 
