@@ -329,6 +329,13 @@ TEST_F(ManySequencesTest, HeadsThatStreamThroughAFewBlocks) {
   expect_each_alone({10, 7, 7, 80}, {2, 5, 6}, {9});
 }
 
+TEST_F(ManySequencesTest, LongCachesOfManyHeadsStreamThroughFewBlocks) {
+  device.beside_others = true;
+  device.sm_count = 4;
+  expect_each_alone({9, 5, 5, 80}, {4, 150, 140}, {0, 8});
+  expect_each_alone({8, 5, 5, 64}, {4, 252, 252}, {7});
+}
+
 /// Layers in turn, captured and eager, with and without promises to the kernel: the same bits. More
 /// heads than the card has SMs, so that blocks of several steps wait for each other, and few.
 TEST_F(DecodeInvarianceTest, EarlyReadsChangeNothing) {
