@@ -171,6 +171,22 @@ constexpr int stream_fold(std::int64_t m, std::int64_t k, std::int64_t ld, int e
   return parts ? fold : 0;
 }
 
+/// The same of blocks that split K and copy their slabs as boxes, where the ring cannot hold all of
+/// a block's tiles. 2560 x 10240 (22 tiles), eight tokens: 5, 6 and 8 slots filled first: 7.48,
+/// 7.61, 7.64 (6, and 4 tiles left: 7.75); four: 7.55, 7.34, 7.28, but in a layer 8 are 1 % behind.
+/// Tiles left, 4, 6 and 8: 2048 x 8192 (18), eight tokens: 5.45, 5.26, 5.26. 16384 x 4096 (63): 4
+/// tiles ahead and 6 left, 8 and 8: 16.85, 16.55.
+struct stream_reach {
+  int first;
+  int look_ahead;
+  int left;
+};
+constexpr stream_reach stream_box_reach(std::int64_t m, std::int64_t tiles) {
+  if (tiles >= 32) return {6, 8, 8};
+  if (tiles < 20) return {6, 4, 6};
+  return m > 6 ? stream_reach{5, 4, 8} : stream_reach{6, 4, 4};
+}
+
 /// The plan for m tokens and W[n, k], rows `ld` elements apart, on `sms` SMs with a cluster of at
 /// least `least_cluster`; clusters == 0 if K is too long.
 constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, std::int64_t k,
@@ -238,11 +254,10 @@ constexpr stream_plan make_stream_plan(int sms, std::int64_t m, std::int64_t n, 
   plan.boxes = cluster > 1 && k * element_bytes == cluster * chunks * kStreamChunk &&
                tma_slab_pieces(chunks * kStreamChunk) > 0;
   if (plan.boxes && each > plan.slots && stream_blocks(n_tiles, element_bytes) > 1) {
-    // With 4, 6 and all 10 slots filled first, one token, 2560 x 10240: 8.0, 7.4, 7.9. With 2 and 4
-    // tiles ahead: 7.9, 7.8. With 4 and 6 tiles left: 7.4, 7.6; 16384 x 4096: 16.8, 16.7.
-    if (plan.slots > 6) plan.first = 6;
-    plan.look_ahead = 4;
-    plan.left = each < 32 ? 4 : 6;
+    const stream_reach reach = stream_box_reach(m, each);
+    if (plan.slots > reach.first) plan.first = reach.first;
+    plan.look_ahead = reach.look_ahead;
+    plan.left = reach.left;
   }
   return plan;
 }
